@@ -1,0 +1,94 @@
+"""Training-time augmentation that masks what does not matter to the task and refills it.
+
+This file is the table of contents. Everything is loaded on first use: ``import infill_aug`` alone loads no library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from infill_aug.batch import InfillAugment as InfillAugment
+    from infill_aug.cache.build import BuildEstimate as BuildEstimate
+    from infill_aug.cache.build import BuildReport as BuildReport
+    from infill_aug.cache.build import build_cache as build_cache
+    from infill_aug.cache.reader import InfillMissError as InfillMissError
+    from infill_aug.cache.store import InfillStore as InfillStore
+    from infill_aug.cache.store import InfillStoreError as InfillStoreError
+    from infill_aug.confidence.sources import BoxConfidence as BoxConfidence
+    from infill_aug.confidence.sources import CallableConfidence as CallableConfidence
+    from infill_aug.confidence.sources import CentreConfidence as CentreConfidence
+    from infill_aug.confidence.sources import MaskConfidence as MaskConfidence
+    from infill_aug.datasets import InfillDataset as InfillDataset
+    from infill_aug.descriptor import TaskDescriptor as TaskDescriptor
+    from infill_aug.dynamic_mask import DynamicMask as DynamicMask
+    from infill_aug.dynamic_mask import generate_dynamic_mask as generate_dynamic_mask
+    from infill_aug.infill import list_backends as list_backends
+    from infill_aug.infill import load_backend as load_backend
+    from infill_aug.infill.backend import InfillBackend as InfillBackend
+    from infill_aug.infill.backend import InfillError as InfillError
+    from infill_aug.infill.backend import ModelConfig as ModelConfig
+    from infill_aug.infill.backend import PartialInfillError as PartialInfillError
+    from infill_aug.lit.callback import AdaptiveThreshold as AdaptiveThreshold
+    from infill_aug.lit.datamodule import InfillDataModule as InfillDataModule
+    from infill_aug.process import ProcessedImage as ProcessedImage
+    from infill_aug.process import process_image as process_image
+    from infill_aug.profile import TaskProfile as TaskProfile
+    from infill_aug.profile import list_profiles as list_profiles
+    from infill_aug.threshold import ProportionalLaw as ProportionalLaw
+    from infill_aug.threshold import ThresholdState as ThresholdState
+    from infill_aug.transforms import InfillTransform as InfillTransform
+    from infill_aug.types import ConfidenceMap as ConfidenceMap
+    from infill_aug.variation import Variation as Variation
+
+_CONTENTS = {
+    "AdaptiveThreshold": "lit.callback",
+    "BoxConfidence": "confidence.sources",
+    "BuildEstimate": "cache.build",
+    "BuildReport": "cache.build",
+    "CallableConfidence": "confidence.sources",
+    "CentreConfidence": "confidence.sources",
+    "ConfidenceMap": "types",
+    "DynamicMask": "dynamic_mask",
+    "InfillAugment": "batch",
+    "InfillBackend": "infill.backend",
+    "InfillDataModule": "lit.datamodule",
+    "InfillDataset": "datasets",
+    "InfillError": "infill.backend",
+    "InfillMissError": "cache.reader",
+    "InfillStore": "cache.store",
+    "InfillStoreError": "cache.store",
+    "InfillTransform": "transforms",
+    "MaskConfidence": "confidence.sources",
+    "ModelConfig": "infill.backend",
+    "PartialInfillError": "infill.backend",
+    "ProcessedImage": "process",
+    "ProportionalLaw": "threshold",
+    "TaskDescriptor": "descriptor",
+    "TaskProfile": "profile",
+    "ThresholdState": "threshold",
+    "Variation": "variation",
+    "build_cache": "cache.build",
+    "generate_dynamic_mask": "dynamic_mask",
+    "list_backends": "infill",
+    "list_profiles": "profile",
+    "load_backend": "infill",
+    "process_image": "process",
+}
+
+__all__ = ["__version__", *sorted(_CONTENTS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CONTENTS:
+        raise AttributeError(f"module 'infill_aug' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"infill_aug.{_CONTENTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,162 @@
+"""The whole batch step on the device: threshold, soft mask, variation, composite, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infill_aug.functional.composite import composite
+from infill_aug.functional.masks import feather_mask, threshold_mask
+from infill_aug.threshold import ThresholdState
+from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK
+
+
+class InfillAugment(nn.Module):
+    """Puts image and infill together at the threshold in force, and normalises.
+
+    Convention:
+        * in: ``image`` and ``infill`` ``(B, 3, H, W)`` ``uint8``, or floating point in 0..1; ``confidence``
+          ``(B, 1, H, W)`` ``uint8``; every other key passes through
+        * out: ``image`` in ``dtype``, normalised; ``mask`` ``(B, 1, H, W)`` bool, true where pixels were regenerated;
+          ``infill`` and ``confidence`` are consumed
+        * kept pixels equal the normalised original's bit for bit; the feather lies on the masked side
+        * draws come from torch's generator of the batch's device, one a sample, and never look at label or confidence:
+          else "filled" would itself become a clue to the class
+        * in ``eval`` mode the image is only normalised
+        * runs under ``no_grad`` and ``torch.compile``; no host synchronisation
+
+    Args:
+        threshold: 0..1, higher masks more; or a ``ThresholdState`` that a feedback loop moves.
+        mode: ``"quantile"`` (share of pixels to mask) or ``"absolute"`` (confidence up to which a pixel is masked); a
+            ``ThresholdState`` brings its own.
+        p: probability that a sample is changed at all.
+        jitter: half width of a uniform draw that is added to each sample's threshold, 0..1.
+        feather: width in pixels of the soft rim.
+        protect_above: confidence above which a pixel is never masked; ``None`` protects nothing.
+        variation: module ``(infill, mask) -> infill`` on floating point in 0..1.
+        normalize: mean and standard deviation, three numbers each, or ``None``.
+        dtype: floating point dtype of the output image.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> import torch
+        >>> batch = {
+        ...     "image": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        ...     "infill": torch.full((2, 3, 4, 4), 255, dtype=torch.uint8),
+        ...     "confidence": torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4).expand(2, -1, -1, -1),
+        ... }
+        >>> InfillAugment(threshold=0.5, p=1.0, feather=0)(batch)["image"].mean().item()
+        0.5
+    """
+
+    def __init__(
+        self,
+        threshold: float | ThresholdState = 0.5,
+        *,
+        mode: str = "quantile",
+        p: float = 0.5,
+        jitter: float = 0.0,
+        feather: int = 2,
+        protect_above: float | None = 0.95,
+        variation: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        ranges = {"p": p, "jitter": jitter, "protect_above": protect_above or 0.0}
+        if not isinstance(threshold, ThresholdState):
+            ranges["threshold"] = threshold
+        for name, value in ranges.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {value}")
+        if mode not in ("quantile", "absolute"):
+            raise ValueError(f"mode must be 'quantile' or 'absolute', got {mode!r}")
+        if feather < 0:
+            raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating point, got {dtype}")
+        self.threshold = threshold
+        self.mode = threshold.mode if isinstance(threshold, ThresholdState) else mode
+        self.p, self.jitter, self.feather, self.protect_above = p, jitter, feather, protect_above
+        self.variation = variation
+        self.dtype = dtype
+        mean, std = normalize if normalize is not None else ((0.0,) * 3, (1.0,) * 3)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"normalize must be (mean, std) of three numbers each, std above 0, got {normalize}")
+        self.register_buffer("mean", torch.tensor([float(v) for v in mean]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([float(v) for v in std]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def threshold_state(self) -> ThresholdState | None:
+        """The shared threshold, where one was given: what ``AdaptiveThreshold`` looks for."""
+        return self.threshold if isinstance(self.threshold, ThresholdState) else None
+
+    @torch.no_grad()
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Augment a batch.
+
+        Raises:
+            KeyError: a key is missing.
+            ValueError: sizes that do not fit.
+        """
+        missing = [key for key in (IMAGE, INFILL, CONFIDENCE) if key not in batch]
+        if missing and not (IMAGE in batch and not self.training):
+            raise KeyError(
+                f"the batch lacks {missing}; it has {list(batch)}. Wrap the dataset in InfillDataset and keep the "
+                "default collate"
+            )
+        image = batch[IMAGE]
+        rest = {key: value for key, value in batch.items() if key not in (IMAGE, INFILL, CONFIDENCE)}
+        if not self.training:
+            return {**rest, IMAGE: self.normalize(image)}
+        infill, confidence = batch[INFILL], batch[CONFIDENCE]
+        if infill.shape != image.shape or confidence.shape != (image.shape[0], 1, *image.shape[2:]):
+            raise ValueError(
+                f"image {tuple(image.shape)}, infill {tuple(infill.shape)} and confidence {tuple(confidence.shape)} "
+                "do not fit; give all three to the same geometric transforms, as v2 does with a dictionary"
+            )
+        augmented, mask = self.augment(image, infill, confidence, *self.make_params(image.shape[0], image.device))
+        return {**rest, IMAGE: augmented, MASK: mask}
+
+    def make_params(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw each sample's threshold and whether it is changed: ``(count,)`` float32 and bool."""
+        value = self.threshold.threshold if isinstance(self.threshold, ThresholdState) else self.threshold
+        threshold = torch.full((count,), float(value), device=device)
+        if self.jitter > 0:
+            threshold = (threshold + (2 * torch.rand(count, device=device) - 1) * self.jitter).clamp(0, 1)
+        changed = torch.rand(count, device=device) < self.p
+        return threshold, changed
+
+    def augment(
+        self, image: Tensor, infill: Tensor, confidence: Tensor, threshold: Tensor, changed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Apply what was drawn; tensors in, tensors out: the part to compile.
+
+        Returns:
+            ``(B, 3, H, W)`` normalised image and ``(B, 1, H, W)`` bool mask.
+        """
+        mask = threshold_mask(confidence, threshold, mode=self.mode, protect_above=self.protect_above)
+        mask &= changed[:, None, None, None]
+        kept, fill = _unit(image), _unit(infill)
+        if self.variation is not None:
+            fill = self.variation(fill, mask.float())
+        mixed = composite(kept, fill.to(kept.dtype), feather_mask(mask, self.feather) if self.feather else mask)
+        return self.normalize(mixed), mask
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` image, ``uint8`` or in 0..1, as normalised ``dtype``."""
+        return ((_unit(image) - self.mean.to(image.device)) / self.std.to(image.device)).to(self.dtype)
+
+    def extra_repr(self) -> str:
+        """What is printed of this module."""
+        return f"threshold={self.threshold}, mode={self.mode!r}, p={self.p}, jitter={self.jitter}, feather={self.feather}"
+
+
+def _unit(image: Tensor) -> Tensor:
+    """Float32 in 0..1."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()

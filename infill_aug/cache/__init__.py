@@ -1,0 +1,1 @@
+"""Where finished infills live on disk, and how they get there."""

@@ -1,0 +1,448 @@
+"""Generating infills once: plan, skip what is there, generate, store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from infill_aug.cache.codec import CODECS, encode_infill, encode_map
+from infill_aug.cache.recipe import Recipe, entry_key, infill_key, map_key
+from infill_aug.cache.store import InfillStore, InfillStoreWriter
+from infill_aug.confidence.sources import ConfidenceSource, protect_labelled, source_from_profile
+from infill_aug.descriptor import TaskDescriptor
+from infill_aug.functional.masks import check_levels, level_masks
+from infill_aug.infill import load_backend
+from infill_aug.infill.backend import InfillBackend, ModelConfig, PartialInfillError, PoolSample, SampleContext
+from infill_aug.key import image_digest, seed_from
+from infill_aug.profile import TaskProfile
+from infill_aug.samples import label_of, split_sample
+from infill_aug.types import quantise_confidence
+
+RESUME_MODES = ("never", "if_possible", "always")
+# Samples that a dry run generates to measure time and size.
+_PROBE = 8
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Args:
+        recipe: fingerprint of the recipe, the name under which the infills are read.
+        samples: images of the dataset.
+        generated: infills made by this run.
+        present: infills that were already there.
+        failed: what went wrong, one record a sample or infill; also in the store's ``failures``.
+        seconds: wall clock.
+        bytes: size of the store on disk after the run.
+    """
+
+    recipe: str
+    samples: int
+    generated: int
+    present: int
+    failed: list[dict[str, Any]] = field(repr=False)
+    seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples} images: {self.generated} infills generated, {self.present} already there, "
+            f"{len(self.failed)} failures, {self.seconds:.1f} s, store {self.bytes / 1e6:.1f} MB"
+        )
+
+
+@dataclass(frozen=True)
+class BuildEstimate:
+    """What a build would take, measured on a few samples and extrapolated.
+
+    Args:
+        samples: images of the dataset.
+        infills: infills of the whole build, those already there included.
+        seconds: estimated wall clock of the whole build from nothing.
+        bytes: estimated size on disk.
+        free: free bytes on the store's disk.
+        probed: samples that the estimate rests on.
+    """
+
+    samples: int
+    infills: int
+    seconds: float
+    bytes: int
+    free: int
+    probed: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples} images, {self.infills} infills: about {self.seconds:.0f} s and {self.bytes / 1e6:.1f} MB "
+            f"({self.free / 1e6:.0f} MB free), from {self.probed} samples"
+        )
+
+
+@dataclass
+class PlannedSample:
+    """One image, its map and its nested masks; or why there are none."""
+
+    index: int
+    digest: str = ""
+    image: Tensor = field(default_factory=lambda: torch.empty(0))
+    confidence: Tensor = field(default_factory=lambda: torch.empty(0))
+    masks: Tensor = field(default_factory=lambda: torch.empty(0))
+    label: Any = None
+    error: str = ""
+
+
+class Planner(Dataset[PlannedSample]):
+    """Reads a sample and computes its map and masks: the part of a build that worker processes do."""
+
+    def __init__(
+        self, dataset: Any, source: ConfidenceSource, profile: TaskProfile, levels: Sequence[float],
+        protect: str | None, image_key: str | int | None,
+    ) -> None:  # fmt: skip
+        self.dataset, self.source, self.profile = dataset, source, profile
+        self.levels, self.protect, self.image_key = levels, protect, image_key
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> PlannedSample:
+        try:
+            image, target = split_sample(self.dataset[index], self.image_key)
+            confidence = quantise_confidence(self.source(image, target))
+            if self.protect:
+                confidence = protect_labelled(confidence, target, self.protect)
+        except Exception as error:  # an unreadable image is a record in the report, not the end of a long build
+            return PlannedSample(index, error=f"{type(error).__name__}: {error}")
+        masks = level_masks(
+            confidence[None],
+            self.levels,
+            mode=self.profile.mode,
+            protect_above=self.profile.protect_above,
+            clean=self.profile.clean,
+        )[0]
+        return PlannedSample(index, image_digest(image), image, confidence, masks, label_of(target))
+
+
+@dataclass
+class _Job:
+    """One infill to generate."""
+
+    key: str
+    image: Tensor
+    mask: Tensor
+    context: SampleContext
+    sample: _Open
+    places: list[tuple[int, int]]  # (level, variant) that this infill serves
+
+
+@dataclass
+class _Open:
+    """A sample whose entry is written when its last infill is there."""
+
+    index: int
+    key: str
+    entry: dict[str, Any]
+    waiting: int
+
+
+def build_cache(
+    dataset: Any,
+    store: InfillStore | str | PathLike[str],
+    *,
+    profile: TaskProfile | str | Mapping[str, Any] = "labelled_masks",
+    source: ConfidenceSource | None = None,
+    backend: InfillBackend | str = "push_pull",
+    descriptor: TaskDescriptor | str | Mapping[str, Any] | None = None,
+    levels: Sequence[float] | None = None,
+    variants: int = 1,
+    protect: str | None = None,
+    resume: str = "if_possible",
+    codec: str = "webp",
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    image_key: str | int | None = None,
+    dry_run: bool = False,
+    progress: bool = True,
+) -> BuildReport | BuildEstimate:
+    """Generate and store the infills of a dataset; run it again to go on where it stopped, or to check.
+
+    Keys follow from the content of each image, mask and option: a rerun generates only what is missing, deletes
+    nothing, and makes the same bytes whatever the batch size, order or number of workers. A sample that fails is
+    recorded and left out; the next run tries it again.
+
+    Args:
+        dataset: map-style, with images as the training will read them, before any transform: tuples or mappings with
+            PIL pictures, arrays or tensors.
+        store: an ``InfillStore`` or the folder of one.
+        profile: task profile, its name, file or fields.
+        source: confidence source; by default the one that the profile names.
+        backend: infill backend or its name.
+        descriptor: task descriptor, JSON text, path or mapping.
+        levels: rising thresholds, one infill each; by default a half, three quarters and all of the profile's upper
+            bound.
+        variants: different fills of each mask, 1 or more; backends without randomness make one.
+        protect: ``"boxes"`` or ``"masks"``: labelled objects that are never regenerated.
+        resume: ``"if_possible"``; ``"never"`` refuses a store that already holds this recipe, ``"always"`` refuses one
+            that does not.
+        codec: ``"webp"`` (lossless), ``"jpeg"`` or ``"raw"``.
+        batch_size: infills generated at once.
+        device: device of the backend's tensors.
+        num_workers: processes that read images and compute maps.
+        image_key: key or position of the image in a sample.
+        dry_run: measure a few samples, store nothing, and return an estimate.
+        progress: show a progress bar.
+
+    Returns:
+        A ``BuildReport``; a ``BuildEstimate`` for a dry run.
+
+    Raises:
+        ValueError: an argument out of range; an empty dataset; ``resume`` and the store disagree.
+        InfillStoreError: the disk is full or cannot be written. What was stored stays stored.
+
+    Example:
+        >>> import tempfile, torch
+        >>> pictures = [(torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8), 0) for _ in range(3)]
+        >>> report = build_cache(pictures, tempfile.mkdtemp(), profile="centre_prior", progress=False)
+        >>> report.generated, len(report.failed)
+        (9, 0)
+    """
+    profile = TaskProfile.load(profile)
+    descriptor = _descriptor(descriptor)
+    if isinstance(backend, str):
+        backend = load_backend(backend)
+    source = source or source_from_profile(profile)
+    levels = check_levels(levels if levels is not None else [s * profile.bounds[1] for s in (0.5, 0.75, 1.0)])
+    _check(dataset, variants, resume, codec, batch_size)
+    plan = Planner(dataset, source, profile, levels, protect, image_key)
+    if backend.pool_size:
+        backend.prepare(_pool(plan, backend.pool_size))
+    config = backend.model_config(descriptor)
+    recipe = Recipe(
+        source=source.config(),
+        levels=levels,
+        mode=profile.mode,
+        protect_above=float(profile.protect_above),
+        clean=profile.clean,
+        protect=protect,
+        descriptor=descriptor.to_dict(),
+        backend=backend.name,
+        fingerprint_of_backend=config.fingerprint(),
+        variants=variants if config.stochastic else 1,
+    )
+    store = store if isinstance(store, InfillStore) else InfillStore(store)
+    if dry_run:
+        return _estimate(plan, store, recipe, backend, config, descriptor, codec, batch_size, device)
+    _check_resume(store, recipe, resume)
+    run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
+    started = time.perf_counter()
+    loader = DataLoader(plan, batch_size=None, num_workers=num_workers, shuffle=False)
+    store.write_document(f"recipe-{recipe.fingerprint()}", recipe.to_dict())
+    store.write_document("latest", {"recipe": recipe.fingerprint()})
+    with store.writer() as writer, tqdm(total=len(plan), unit="image", disable=not progress, desc="infills") as bar:
+        for sample in loader:
+            run.add(sample, writer)
+            bar.update()
+            bar.set_postfix(generated=run.generated, present=run.present, failed=len(run.failed))
+        run.finish(writer)
+    store.refresh()
+    return BuildReport(
+        recipe=recipe.fingerprint(),
+        samples=len(plan),
+        generated=run.generated,
+        present=run.present,
+        failed=run.failed,
+        seconds=time.perf_counter() - started,
+        bytes=store.size_bytes(),
+    )
+
+
+class _Run:
+    """State of one build: what waits for a full batch, and the counts."""
+
+    def __init__(
+        self, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
+        descriptor: TaskDescriptor, codec: str, batch_size: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.store, self.recipe, self.backend, self.config = store, recipe, backend, config
+        self.descriptor, self.codec, self.batch_size, self.device = descriptor, codec, batch_size, device
+        self.fingerprint = recipe.fingerprint()
+        self.generated = self.present = 0
+        self.failed: list[dict[str, Any]] = []
+        self._waiting: dict[tuple[int, ...], list[_Job]] = defaultdict(list)
+        self._written: set[str] = set()  # keys of this run, which the store's index learns of at the next refresh
+
+    def jobs(self, sample: PlannedSample) -> tuple[_Open, list[_Job]]:
+        """The entry of a sample and every infill that it lists."""
+        entry: dict[str, Any] = {"map": map_key(sample.confidence), "infills": []}
+        opened = _Open(sample.index, entry_key(self.fingerprint, sample.digest), entry, 0)
+        jobs: dict[str, _Job] = {}
+        for level, mask in enumerate(sample.masks):
+            mask_digest = image_digest(mask.to(torch.uint8))
+            keys: list[str | None] = []
+            for variant in range(self.recipe.variants):
+                key = infill_key(
+                    sample.digest, mask_digest, self.config.fingerprint(), self.recipe.descriptor, variant, sample.label
+                )
+                seed = seed_from(self.descriptor.seed, sample.digest, mask_digest, variant)
+                context = SampleContext(sample.digest, seed, sample.label)
+                # An empty mask has nothing to generate; its place stays empty and the image itself is read there.
+                if mask.any():
+                    job = jobs.setdefault(key, _Job(key, sample.image, mask[None], context, opened, []))
+                    job.places.append((level, variant))
+                    keys.append(key)
+                else:
+                    keys.append("")
+            entry["infills"].append(keys)
+        return opened, list(jobs.values())
+
+    def add(self, sample: PlannedSample, writer: InfillStoreWriter) -> None:
+        """Queue what a sample lacks, and generate where a batch is full."""
+        if sample.error:
+            self._fail(writer, sample.index, sample.error)
+            return
+        opened, jobs = self.jobs(sample)
+        missing = [job for job in jobs if job.key not in self.store and job.key not in self._written]
+        self.present += len(jobs) - len(missing)
+        if opened.entry["map"] not in self.store and opened.entry["map"] not in self._written:
+            self._put(writer, opened.entry["map"], *encode_map(sample.confidence))
+        opened.waiting = len(missing)
+        if not missing:
+            self._close(opened, writer)
+        queue = self._waiting[tuple(sample.image.shape)]
+        queue += missing
+        while len(queue) >= self.batch_size:
+            self._generate([queue.pop(0) for _ in range(self.batch_size)], writer)
+
+    def finish(self, writer: InfillStoreWriter) -> None:
+        """Generate what is left."""
+        for queue in self._waiting.values():
+            while queue:
+                batch, queue[:] = queue[: self.batch_size], queue[self.batch_size :]
+                self._generate(batch, writer)
+
+    def fill(self, jobs: Sequence[_Job]) -> tuple[Tensor, Mapping[int, str]]:
+        """``uint8`` infills of a batch, and what went wrong by position."""
+        images = torch.stack([job.image for job in jobs]).to(self.device).float() / 255
+        masks = torch.stack([job.mask for job in jobs]).to(self.device)
+        reasons: Mapping[int, str] = {}
+        try:
+            fills = self.backend.generate_infill(
+                images.masked_fill(masks, 0.0), masks, self.descriptor, samples=[job.context for job in jobs]
+            )
+        except PartialInfillError as error:
+            fills, reasons = error.images, error.reasons
+        return (fills * 255).round().to(torch.uint8).cpu(), reasons
+
+    def _generate(self, jobs: Sequence[_Job], writer: InfillStoreWriter) -> None:
+        fills, reasons = self.fill(jobs)
+        for i, job in enumerate(jobs):
+            if i in reasons:
+                self._fail(writer, job.sample.index, reasons[i], key=job.key)
+                for level, variant in job.places:
+                    job.sample.entry["infills"][level][variant] = None
+            else:
+                self._put(writer, job.key, *encode_infill(fills[i], job.mask, job.image, self.codec))
+                self.generated += 1
+            job.sample.waiting -= 1
+            if job.sample.waiting == 0:
+                self._close(job.sample, writer)
+
+    def _close(self, opened: _Open, writer: InfillStoreWriter) -> None:
+        payload = json.dumps(opened.entry, separators=(",", ":")).encode()
+        if self.store.get(opened.key) != payload:
+            self._put(writer, opened.key, payload, "json")
+
+    def _put(self, writer: InfillStoreWriter, key: str, payload: bytes, extension: str) -> None:
+        writer.put(key, payload, extension)
+        self._written.add(key)
+
+    def _fail(self, writer: InfillStoreWriter, index: int, reason: str, key: str = "") -> None:
+        record = {"sample": index, "reason": reason, "recipe": self.fingerprint, "key": key}
+        self.failed.append(record)
+        writer.record_failure(record)
+
+
+def _descriptor(descriptor: TaskDescriptor | str | Mapping[str, Any] | None) -> TaskDescriptor:
+    if descriptor is None:
+        return TaskDescriptor(task="classification", object="object")
+    return descriptor if isinstance(descriptor, TaskDescriptor) else TaskDescriptor.from_json(descriptor)
+
+
+def _check(dataset: Any, variants: int, resume: str, codec: str, batch_size: int) -> None:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"dataset must be map-style (len and []), got {type(dataset).__name__}; list() an iterable one")
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty; check its root and split")
+    if variants < 1 or batch_size < 1:
+        raise ValueError(f"variants and batch_size must be 1 or more, got {variants} and {batch_size}")
+    if resume not in RESUME_MODES:
+        raise ValueError(f"resume must be one of {RESUME_MODES}, got {resume!r}")
+    if codec not in CODECS:
+        raise ValueError(f"codec must be one of {CODECS}, got {codec!r}")
+
+
+def _check_resume(store: InfillStore, recipe: Recipe, resume: str) -> None:
+    known = f"recipe-{recipe.fingerprint()}" in store.documents("recipe-")
+    if resume == "never" and known:
+        raise ValueError(
+            f"resume='never', but {store.path} already holds this recipe; use another folder or if_possible"
+        )
+    if resume == "always" and not known:
+        raise ValueError(
+            f"resume='always', but {store.path} holds no build of this recipe: something in dataset labels, profile, "
+            f"backend, levels or descriptor differs. It holds {store.documents('recipe-')}"
+        )
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` indices, evenly spaced."""
+    return sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(min(count, wanted))})
+
+
+def _pool(plan: Planner, size: int) -> Iterator[PoolSample]:
+    for index in _spread(len(plan), size):
+        sample = plan[index]
+        if not sample.error:
+            yield PoolSample(sample.digest, sample.image, sample.confidence, sample.label)
+
+
+def _estimate(
+    plan: Planner, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
+    descriptor: TaskDescriptor, codec: str, batch_size: int, device: torch.device | str,
+) -> BuildEstimate:  # fmt: skip
+    run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
+    indices = _spread(len(plan), _PROBE)
+    infills = size = 0
+    started = time.perf_counter()
+    for index in indices:
+        sample = plan[index]
+        if sample.error:
+            continue
+        _, jobs = run.jobs(sample)
+        fills, _ = run.fill(jobs) if jobs else (torch.empty(0), {})
+        size += len(encode_map(sample.confidence)[0])
+        for job, fill in zip(jobs, fills, strict=False):
+            size += len(encode_infill(fill, job.mask, job.image, codec)[0]) + 1024  # header and padding
+        infills += len(jobs)
+    seconds = time.perf_counter() - started
+    share = len(plan) / len(indices)
+    return BuildEstimate(
+        samples=len(plan),
+        infills=round(infills * share),
+        seconds=seconds * share,
+        bytes=round(size * share),
+        free=shutil.disk_usage(store.path).free,
+        probed=len(indices),
+    )

@@ -1,0 +1,50 @@
+"""Kept pixels from the image, bit for bit; masked ones from the infill."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def composite(image: Tensor, infill: Tensor, mask: Tensor) -> Tensor:
+    """Lay ``infill`` over ``image`` where ``mask`` says so.
+
+    Where the mask is 0 the result equals ``image`` bit for bit, whatever the infill holds there. Where the infill is
+    not finite, the image shows.
+
+    Args:
+        image: ``(B, 3, H, W)`` or ``(3, H, W)``, ``uint8`` or floating point.
+        infill: same shape, dtype and device.
+        mask: ``(B, 1, H, W)`` or ``(1, H, W)``, bool or floating point 0..1; 1 = infill; between the two, a blend.
+
+    Returns:
+        Tensor like ``image``.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> image, infill = torch.zeros(3, 1, 2), torch.ones(3, 1, 2)
+        >>> composite(image, infill, torch.tensor([[[False, True]]]))[0]
+        tensor([[0., 1.]])
+    """
+    if image.shape != infill.shape or image.dtype != infill.dtype:
+        raise ValueError(
+            f"image and infill must have the same shape and dtype, got {tuple(image.shape)} {image.dtype} and "
+            f"{tuple(infill.shape)} {infill.dtype}; resize or convert the infill first"
+        )
+    if mask.shape[-2:] != image.shape[-2:] or mask.ndim != image.ndim or mask.shape[-3] != 1:
+        raise ValueError(
+            f"mask must have shape {(*image.shape[:-3], 1, *image.shape[-2:])} to fit the image, "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask.dtype == torch.bool:
+        take = mask if not infill.is_floating_point() else mask & infill.isfinite()
+        return torch.where(take, infill, image)
+    blend = torch.lerp(image.float(), infill.float(), mask.float())
+    take = (mask > 0) & blend.isfinite()
+    if not image.is_floating_point():
+        # An infill is finite by type here; rounding keeps a weight of exactly 1 exact.
+        blend = blend.round()
+    return torch.where(take, blend.to(image.dtype), image)

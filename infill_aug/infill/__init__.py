@@ -1,0 +1,62 @@
+"""Where fills come from: one interface, one file per backend."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from infill_aug.infill.backend import InfillBackend as InfillBackend
+from infill_aug.infill.backend import InfillError as InfillError
+from infill_aug.infill.backend import ModelConfig as ModelConfig
+from infill_aug.infill.backend import PartialInfillError as PartialInfillError
+from infill_aug.infill.backend import SampleContext as SampleContext
+
+# Paths, not classes: a backend's libraries are loaded when it is, and not before.
+_BACKENDS = {
+    "donor": "infill_aug.infill.donor:DonorBackend",
+    "noise": "infill_aug.infill.noise:NoiseBackend",
+    "push_pull": "infill_aug.infill.push_pull:PushPullBackend",
+    "telea": "infill_aug.infill.telea:TeleaBackend",
+}
+
+
+def list_backends() -> list[str]:
+    """Names of the backends that ship with the package.
+
+    Example:
+        >>> list_backends()
+        ['donor', 'noise', 'push_pull', 'telea']
+    """
+    return sorted(_BACKENDS)
+
+
+def load_backend(name: str, **options: Any) -> InfillBackend:
+    """Make a backend by name.
+
+    Args:
+        name: one of ``list_backends()``, or ``"package.module:Class"`` for your own.
+        options: that backend's arguments.
+
+    Raises:
+        ImportError: a library that the backend needs is missing; the message says what to install.
+        ValueError: an unknown name, or options that the backend does not have.
+
+    Example:
+        >>> load_backend("push_pull").name
+        'push_pull'
+    """
+    path = _BACKENDS.get(name, name)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        raise ValueError(f"unknown backend {name!r}; there are {list_backends()}, or 'package.module:Class' for your own")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise ValueError(f"module {module!r} has no class {attribute!r}") from None
+    try:
+        inspect.signature(cls).bind(**options)
+    except TypeError as error:
+        allowed = list(inspect.signature(cls).parameters)
+        raise ValueError(f"backend {name!r}: {error}; its options are {allowed}") from None
+    return cls(**options)

@@ -1,0 +1,278 @@
+"""The one interface of everything that fills, and the checks that no backend has to repeat."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from infill_aug.descriptor import TaskDescriptor
+from infill_aug.functional.composite import composite
+from infill_aug.functional.masks import dilate
+from infill_aug.key import digest, image_digest, seed_from
+
+
+class InfillError(RuntimeError):
+    """A backend cannot do what it was asked for."""
+
+
+class PartialInfillError(InfillError):
+    """Some samples of a batch could not be filled; the others were.
+
+    Args:
+        images: ``(B, 3, H, W)`` with the fills that worked; the failed samples hold their masked image.
+        reasons: what went wrong, by position in the batch.
+    """
+
+    def __init__(self, images: Tensor, reasons: Mapping[int, str]) -> None:
+        self.images = images
+        self.reasons = dict(reasons)
+        self.ok = torch.tensor([i not in self.reasons for i in range(len(images))])
+        listed = "; ".join(f"sample {i}: {reason}" for i, reason in sorted(self.reasons.items()))
+        super().__init__(f"{len(self.reasons)} of {len(images)} samples could not be filled: {listed}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a backend's result depends on besides the sample: pure data, made without loading weights.
+
+    Args:
+        backend: name of the backend.
+        version: raised by the backend's author whenever the same options give other pictures.
+        options: sorted ``(name, JSON value)`` pairs.
+        model: identifier of the weights, where there are any.
+        revision: immutable revision or checksum of the weights.
+        stochastic: whether the seed changes the result; where not, all variants of a sample are one.
+        max_batch: most samples in one call; not part of the fingerprint, since it does not change the result.
+
+    Example:
+        >>> ModelConfig("push_pull").fingerprint() == ModelConfig("push_pull", max_batch=2).fingerprint()
+        True
+    """
+
+    backend: str
+    version: int = 1
+    options: tuple[tuple[str, Any], ...] = ()
+    model: str = ""
+    revision: str = ""
+    stochastic: bool = False
+    max_batch: int = 64
+
+    def fingerprint(self) -> str:
+        """32 hex digits that change with everything that changes the result."""
+        return digest(
+            {
+                "backend": self.backend,
+                "version": self.version,
+                "options": dict(self.options),
+                "model": self.model,
+                "revision": self.revision,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SampleContext:
+    """What a backend may know of a sample besides its pixels.
+
+    Args:
+        key: identity of the original image, see ``image_digest``.
+        seed: the only source of randomness for this sample.
+        label: its class, where one is known.
+    """
+
+    key: str
+    seed: int
+    label: Hashable | None = None
+
+
+@dataclass(frozen=True)
+class PoolSample:
+    """A training image offered to a backend that fills from other images.
+
+    Args:
+        key: identity of the image.
+        image: ``(3, H, W)`` ``uint8``.
+        confidence: ``(1, H, W)`` ``uint8``.
+        label: its class, where one is known.
+    """
+
+    key: str
+    image: Tensor
+    confidence: Tensor
+    label: Hashable | None = None
+
+
+class InfillBackend(ABC):
+    """Base of everything that fills. A backend implements ``_generate`` and names its ``defaults``.
+
+    Args:
+        options: values for the names in ``defaults``; the descriptor's ``options`` win over them.
+
+    Convention:
+        * images ``(B, 3, H, W)`` RGB float32 in 0..1, masks ``(B, 1, H, W)``, 1 = fill
+        * the same request gives the same fill alone or in any batch: all randomness comes from each sample's seed
+        * result on the device of the input, kept pixels equal to the input's
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
+    needs_visible: ClassVar[bool] = True  # cannot fill a picture of which nothing is left
+    pool_size: int = 0  # how many training images ``prepare`` wants to see
+    max_batch: ClassVar[int] = 64
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def prepare(self, pool: Iterable[PoolSample]) -> None:
+        """Take in training images before the first fill; called only where ``pool_size`` is above 0."""
+
+    def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
+        """What the result for ``descriptor`` depends on; loads no weights.
+
+        Raises:
+            ValueError: the descriptor has options that this backend does not know.
+        """
+        unknown = sorted(set(descriptor.options) - set(self.options))
+        if unknown:
+            raise ValueError(
+                f"descriptor options {unknown} are unknown to backend {self.name!r}; it has {sorted(self.options)}"
+            )
+        options = {**self.options, **descriptor.options}
+        return ModelConfig(
+            backend=self.name,
+            version=self.version,
+            options=tuple(sorted(options.items())),
+            stochastic=self.stochastic,
+            max_batch=self.max_batch,
+        )
+
+    @abstractmethod
+    def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
+        """Fill a batch that has been checked: float32 image with an empty hole, bool mask with no empty sample."""
+
+    def generate_infill(
+        self,
+        masked_image: Tensor,
+        mask: Tensor,
+        descriptor: TaskDescriptor,
+        *,
+        samples: Sequence[SampleContext] | None = None,
+    ) -> Tensor:
+        """Fill the masked pixels of a batch.
+
+        Samples with an empty mask come back as they are. A batch that does not fit in memory is halved until it does.
+
+        Args:
+            masked_image: ``(B, 3, H, W)`` RGB floating point in 0..1; what lies under the mask is not looked at.
+            mask: ``(B, 1, H, W)``, bool or 0 / 1; 1 = fill.
+            descriptor: what to fill with.
+            samples: identity, seed and label of each sample; by default derived from the visible pixels and the
+                descriptor's seed.
+
+        Returns:
+            ``(B, 3, H, W)`` float32 in 0..1 on the device of ``masked_image``.
+
+        Raises:
+            ValueError: shapes, dtypes or ranges that do not fit.
+            PartialInfillError: some samples failed; it carries the others, and says why for each.
+        """
+        image, hole = _checked(masked_image, mask)
+        if samples is None:
+            samples = _derived_samples(image, descriptor.seed)
+        elif len(samples) != len(image):
+            raise ValueError(f"{len(samples)} sample contexts for a batch of {len(image)}; give one for each")
+        config = self.model_config(descriptor)
+        result, reasons = image.clone(), dict[int, str]()
+        todo = []
+        for i, sample_hole in enumerate(hole):
+            if self.needs_visible and sample_hole.all():
+                reasons[i] = f"nothing is visible for {self.name!r} to fill from; use a lower level, or protect a part"
+            elif sample_hole.any():
+                todo.append(i)
+        step = max(1, config.max_batch)
+        waiting = [todo[start : start + step] for start in range(0, len(todo), step)][::-1]
+        while waiting:
+            part = waiting.pop()
+            try:
+                fills = self._generate(image[part], hole[part], config, [samples[i] for i in part])
+            except Exception as error:  # one bad sample must not cost the others their fill
+                if len(part) > 1:
+                    if _out_of_memory(error):
+                        warnings.warn(
+                            f"{self.name}: a batch of {len(part)} does not fit in memory; halving it",
+                            ResourceWarning,
+                            stacklevel=2,
+                        )
+                    middle = len(part) // 2
+                    waiting += [part[middle:], part[:middle]]
+                else:
+                    reasons[part[0]] = f"{type(error).__name__}: {error}"
+                continue
+            if fills.shape != image[part].shape:
+                raise InfillError(f"{self.name} returned {tuple(fills.shape)} for {tuple(image[part].shape)}")
+            for i, fill in zip(part, fills.to(image.device, torch.float32), strict=True):
+                fault = _fault(fill, image[i], hole[i])
+                if fault:
+                    reasons[i] = fault
+                else:
+                    result[i] = composite(image[i], fill.clamp(0, 1), hole[i])
+        if reasons:
+            raise PartialInfillError(result, reasons)
+        return result
+
+
+def _checked(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 image with an empty hole and bool mask, or a ``ValueError`` that says what does not fit."""
+    if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+        raise ValueError(
+            f"masked_image must be (B, 3, H, W) floating point in 0..1, got {tuple(image.shape)} {image.dtype}"
+        )
+    if mask.shape != (image.shape[0], 1, *image.shape[2:]):
+        raise ValueError(
+            f"mask must be {(image.shape[0], 1, *image.shape[2:])} to fit the image, got {tuple(mask.shape)}"
+        )
+    if mask.device != image.device:
+        raise ValueError(f"mask is on {mask.device}, masked_image on {image.device}; move one of them")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask must be bool, or hold 0 and 1 only; cut a soft mask at 0.5 first")
+    hole = mask.bool()
+    image = image.detach().float().masked_fill(hole, 0.0)
+    if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):
+        low, high = (float(v) for v in torch.aminmax(image))
+        raise ValueError(f"visible pixels of masked_image must lie in 0..1, got values from {low:.4g} to {high:.4g}")
+    return image, hole
+
+
+def _derived_samples(image: Tensor, seed: int) -> list[SampleContext]:
+    """Contexts from the visible pixels: the same for a sample alone and in any batch."""
+    keys = [image_digest(sample) for sample in (image * 255).round().to(torch.uint8).cpu()]
+    return [SampleContext(key=key, seed=seed_from(seed, key)) for key in keys]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower()
+
+
+def _fault(fill: Tensor, image: Tensor, hole: Tensor) -> str | None:
+    """What makes a fill unusable as training data, or ``None``."""
+    inside = fill[:, hole[0]]
+    if not bool(inside.isfinite().all()):
+        return "the fill is not finite (NaN or infinity)"
+    low, high = (float(v) for v in torch.aminmax(inside))
+    if low < -0.05 or high > 1.05:
+        return f"the fill must lie in 0..1, got values from {low:.4g} to {high:.4g}"
+    if inside.shape[1] >= 64 and float((inside.amax(dim=1) - inside.amin(dim=1)).max()) == 0:
+        # One flat colour is what a failed model gives, unless it simply goes on with flat surroundings.
+        ring = (dilate(hole[None], 2)[0] & ~hole)[0]
+        around = image[:, ring]
+        if around.shape[1] == 0 or float((around - inside[:, :1]).abs().max()) > 0.02:
+            colour = [round(float(v), 3) for v in inside[:, 0]]
+            return f"the fill is one constant colour {colour} that its surroundings do not have"
+    return None

@@ -1,0 +1,187 @@
+"""Fills from other training images: their background, or their plate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from infill_aug.descriptor import TaskDescriptor
+from infill_aug.functional.masks import dilate
+from infill_aug.infill.backend import InfillBackend, InfillError, ModelConfig, PoolSample, SampleContext
+from infill_aug.infill.push_pull import push_pull
+from infill_aug.key import digest
+
+# Longest side of a plate in the pool: a fill is resized to its image anyway, and 256 plates of this size are 48 MB.
+_PLATE_SIDE = 256
+
+
+class DonorBackend(InfillBackend):
+    """Backgrounds of other training images, their own object removed first: real texture, no generator at all.
+
+    Each sample's seed picks a donor and a random crop of it, never of the image itself. The pool of donors is part of
+    the fingerprint: another pool gives other fills.
+
+    Args:
+        other_class: take donors of another class than the image's only, so that a background that goes with a class
+            is broken up; needs labels.
+        color_match: 0..1, how far mean and deviation of the donor's colours are moved to those of the pixels next to
+            the hole. 1 hides the seam and keeps the scene's light, which may itself give the class away.
+        pool_size: how many training images are kept as donors, evenly spaced over the dataset.
+        object_above: confidence, 0..1, above which a donor's pixel counts as its object and is removed.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> import torch
+        >>> from infill_aug.descriptor import TaskDescriptor
+        >>> backend = DonorBackend()
+        >>> plain = torch.zeros(1, 8, 8, dtype=torch.uint8)
+        >>> backend.prepare([PoolSample("a", torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8), plain)])
+        >>> image, mask = torch.rand(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)
+        >>> mask[..., 2:6] = 1
+        >>> backend.generate_infill(image, mask, TaskDescriptor("demo", "cat")).shape
+        torch.Size([1, 3, 8, 8])
+    """
+
+    name = "donor"
+    stochastic = True
+    needs_visible = False
+
+    def __init__(
+        self,
+        other_class: bool = False,
+        color_match: float = 0.5,
+        pool_size: int = 256,
+        object_above: float = 0.5,
+    ) -> None:
+        for name, value in (("color_match", color_match), ("object_above", object_above)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {value}")
+        if pool_size < 1:
+            raise ValueError(f"pool_size must be 1 or more, got {pool_size}")
+        super().__init__(other_class=bool(other_class), color_match=float(color_match))
+        self.pool_size = pool_size
+        self.object_above = object_above
+        self._plates: list[tuple[str, object, Tensor]] = []  # key, label, (3, h, w) uint8
+        self._pool_digest = ""
+
+    def prepare(self, pool: Iterable[PoolSample]) -> None:
+        """Turn training images into plates.
+
+        Raises:
+            InfillError: no image of the pool has any background.
+        """
+        self._plates = []
+        for sample in pool:
+            plate = make_plate(sample.image, sample.confidence, self.object_above)
+            if plate is not None:
+                self._plates.append((sample.key, sample.label, plate))
+        if not self._plates:
+            raise InfillError("no image of the donor pool has any background: its maps protect every pixel")
+        self._pool_digest = digest([[key, str(label)] for key, label, _ in self._plates] + [self.object_above])
+
+    def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
+        """Options, and the digest of the pool as revision."""
+        return dataclasses.replace(super().model_config(descriptor), revision=self._pool_digest)
+
+    def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
+        options = dict(config.options)
+        fills = []
+        for picture, hole, sample in zip(image.cpu(), mask.cpu(), samples, strict=True):
+            random = np.random.default_rng(sample.seed)
+            plate = self._choose(random, sample, options["other_class"])
+            fill = _random_crop(random, plate, picture.shape[-2], picture.shape[-1])
+            fills.append(match_colors(fill, picture, hole, options["color_match"]))
+        return torch.stack(fills).to(image.device)
+
+    def _choose(self, random: np.random.Generator, sample: SampleContext, other_class: bool) -> Tensor:
+        if not self._plates:
+            raise InfillError("the donor backend has no donors; call prepare(), or fill through build_cache")
+        if other_class and sample.label is None:
+            raise InfillError("other_class=True needs a label for every sample; this one has none")
+        donors = [
+            plate
+            for key, label, plate in self._plates
+            if key != sample.key and not (other_class and label == sample.label)
+        ]
+        if not donors:
+            kind = f"of another class than {sample.label!r}" if other_class else "other than the image itself"
+            raise InfillError(f"none of the {len(self._plates)} donors is {kind}; raise pool_size")
+        return donors[int(random.integers(len(donors)))]
+
+
+def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.5) -> Tensor | None:
+    """The background of an image with its object removed and continued smoothly.
+
+    Args:
+        image: ``(3, H, W)`` ``uint8``.
+        confidence: ``(1, H, W)`` ``uint8``.
+        object_above: confidence, 0..1, above which a pixel is the object's.
+
+    Returns:
+        ``(3, h, w)`` ``uint8``, at most 256 pixels on the longer side; ``None`` where nothing is background.
+
+    Example:
+        >>> import torch
+        >>> make_plate(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), 255, dtype=torch.uint8)) is None
+        True
+    """
+    scale = min(1.0, _PLATE_SIDE / max(image.shape[-2:]))
+    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+    small = F.resize(image, size, antialias=True)
+    inside = F.resize(confidence, size, antialias=True) > object_above * 255
+    # A margin against the object's rim, which a mask that is a pixel off would leave standing.
+    inside = dilate(inside[None], max(1, max(size) // 64))
+    if bool(inside.all()):
+        return None
+    return (push_pull(small[None].float() / 255, inside)[0] * 255).round().to(torch.uint8)
+
+
+def _random_crop(random: np.random.Generator, plate: Tensor, height: int, width: int) -> Tensor:
+    """A crop of the plate with the wanted aspect, 60 to 100 % of the largest one, mirrored half of the time."""
+    full_height, full_width = plate.shape[-2:]
+    scale = min(full_height / height, full_width / width) * random.uniform(0.6, 1.0)
+    crop_height = min(full_height, max(1, round(height * scale)))
+    crop_width = min(full_width, max(1, round(width * scale)))
+    top = int(random.integers(full_height - crop_height + 1))
+    left = int(random.integers(full_width - crop_width + 1))
+    crop = plate[:, top : top + crop_height, left : left + crop_width]
+    if random.random() < 0.5:
+        crop = crop.flip(-1)
+    return F.resize(crop, [height, width], antialias=True).float() / 255
+
+
+def match_colors(fill: Tensor, picture: Tensor, hole: Tensor, strength: float) -> Tensor:
+    """Move mean and deviation of the fill's colours towards those of the visible pixels next to the hole.
+
+    Args:
+        fill: ``(3, H, W)`` float32 in 0..1.
+        picture: ``(3, H, W)`` float32 in 0..1.
+        hole: ``(1, H, W)`` bool.
+        strength: 0 leaves the fill alone, 1 moves it all the way.
+
+    Returns:
+        ``(3, H, W)`` float32 in 0..1.
+
+    Example:
+        >>> import torch
+        >>> hole = torch.tensor([[[True, True, False, False]]])
+        >>> match_colors(torch.rand(3, 1, 4), torch.full((3, 1, 4), 0.5), hole, 1.0)[:, 0, :2].mean().round(decimals=1)
+        tensor(0.5000)
+    """
+    margin = max(2, max(hole.shape[-2:]) // 32)
+    ring = (dilate(hole[None], margin)[0] & ~hole)[0]
+    if strength <= 0 or int(ring.sum()) < 2:
+        return fill
+    inside, around = fill[:, hole[0]], picture[:, ring]
+    spread, wanted = (v.std(dim=1, correction=0)[:, None, None] for v in (inside, around))
+    # Bounded: a flat ring must not flatten the fill, a busy one must not blow it up.
+    gain = (wanted / spread.clamp(min=1e-4)).clamp(0.5, 2.0)
+    moved = (fill - inside.mean(dim=1)[:, None, None]) * gain + around.mean(dim=1)[:, None, None]
+    return torch.lerp(fill, moved, strength).clamp(0, 1)

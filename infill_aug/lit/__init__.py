@@ -1,0 +1,1 @@
+"""Lightning: the callback, data module and image logger. Importing one of its modules imports ``lightning``."""

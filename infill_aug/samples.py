@@ -1,0 +1,160 @@
+"""Reading the samples of any map-style dataset: which part is the image, which the target."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from infill_aug.types import IMAGE
+
+# Names under which dictionaries in the wild carry their picture, in the order of looking.
+_IMAGE_KEYS = (IMAGE, "img", "pixel_values")
+_LABEL_KEYS = ("label", "labels", "category", "class", "target")
+
+
+def to_uint8_image(image: Any) -> Tensor:
+    """Any picture as a ``(3, H, W)`` ``uint8`` RGB tensor on the CPU.
+
+    Args:
+        image: PIL picture of any mode, array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``, or tensor ``(1 | 3 | 4, H, W)`` or
+            ``(H, W)``; ``uint8``, ``uint16``, or floating point in 0..1. Alpha is dropped.
+
+    Raises:
+        TypeError: something that is no picture.
+        ValueError: a shape or range that is no picture's.
+
+    Example:
+        >>> import numpy as np
+        >>> to_uint8_image(np.zeros((4, 5), np.uint8)).shape
+        torch.Size([3, 4, 5])
+    """
+    if isinstance(image, PILImage.Image):
+        if image.mode.startswith("I"):  # 16 bits: convert("RGB") would clip nearly everything to white
+            image = np.asarray(image).astype(np.uint16)
+        else:
+            return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        array = image[..., None] if image.ndim == 2 else image
+        if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
+            raise ValueError(f"an image array must be (H, W) or (H, W, 1 | 3 | 4), got shape {image.shape}")
+        if array.dtype == np.uint16:
+            array = (array >> 8).astype(np.uint8)
+        image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"an image must be a PIL picture, an array or a tensor, got {type(image).__name__}; "
+            "decode it in the dataset, or name the image's key or position"
+        )
+    tensor = image.detach().as_subclass(Tensor).cpu()
+    if tensor.ndim == 2:
+        tensor = tensor.unsqueeze(0)
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4) or 0 in tensor.shape:
+        raise ValueError(f"an image tensor must be (1 | 3 | 4, H, W) and not empty, got shape {tuple(image.shape)}")
+    if tensor.is_floating_point():
+        low, high = (float(v) for v in torch.aminmax(tensor))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"a floating point image must lie in 0..1, got values from {low:.4g} to {high:.4g}; "
+                "take Normalize out of the dataset's transform: InfillAugment normalises last"
+            )
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    elif tensor.dtype != torch.uint8:
+        raise ValueError(f"an image must be uint8 or floating point, got {tensor.dtype}")
+    tensor = tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor[:3]
+    return tensor.contiguous()
+
+
+def to_batch(image: Any) -> tuple[Tensor, Tensor]:
+    """One picture or a batch, as ``(B, 3, H, W)`` ``uint8`` and as float32 in 0..1, on the CPU.
+
+    The float32 pixels are the caller's own where those are floating point, so that kept ones stay as they are.
+
+    Args:
+        image: what ``to_uint8_image`` takes, or a ``(B, 3, H, W)`` tensor.
+
+    Example:
+        >>> import torch
+        >>> [tuple(t.shape) for t in to_batch(torch.rand(3, 4, 5))]
+        [(1, 3, 4, 5), (1, 3, 4, 5)]
+    """
+    batched = isinstance(image, Tensor) and image.ndim == 4
+    pictures = torch.stack([to_uint8_image(one) for one in (image if batched else [image])])
+    if isinstance(image, Tensor) and image.is_floating_point() and image.ndim >= 3 and image.shape[-3] == 3:
+        return pictures, image.detach().as_subclass(Tensor).float().cpu().reshape(pictures.shape)
+    return pictures, pictures.float() / 255
+
+
+def split_sample(sample: Any, image_key: str | int | None = None) -> tuple[Tensor, Any]:
+    """Image and target of one sample of a map-style dataset.
+
+    Args:
+        sample: ``(image, target, ...)``, a mapping with an image, or a bare image.
+        image_key: key or position of the image; by default position 0, or the first of image, img, pixel_values.
+
+    Returns:
+        ``(3, H, W)`` ``uint8`` image, and the rest: the target of a pair, a tuple of what follows the image, a mapping
+        without the image, or ``None``.
+
+    Raises:
+        KeyError: a mapping without an image.
+
+    Example:
+        >>> import numpy as np
+        >>> split_sample((np.zeros((2, 2, 3), np.uint8), 7))[1]
+        7
+    """
+    if isinstance(sample, Mapping):
+        key = image_key if image_key is not None else next((k for k in _IMAGE_KEYS if k in sample), None)
+        if key not in sample:
+            raise KeyError(f"the sample has no image under {image_key or _IMAGE_KEYS}; its keys are {list(sample)}")
+        return to_uint8_image(sample[key]), {k: v for k, v in sample.items() if k != key}
+    if isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
+        position = int(image_key or 0)
+        rest = [part for i, part in enumerate(sample) if i != position]
+        return to_uint8_image(sample[position]), (rest[0] if len(rest) == 1 else tuple(rest) or None)
+    return to_uint8_image(sample), None
+
+
+def pick(target: Any, key: str | int | Sequence[str | int] | None) -> Any:
+    """The part of a nested target at ``key``: a key, a position, or a path of them; ``None`` is the target itself.
+
+    Raises:
+        KeyError: the path does not exist; the message says what there is.
+
+    Example:
+        >>> pick((3, {"mask": "m"}), (1, "mask"))
+        'm'
+    """
+    path = () if key is None else (key,) if isinstance(key, str | int) else tuple(key)
+    part = target
+    for step in path:
+        try:
+            part = part[step]
+        except (KeyError, IndexError, TypeError):
+            there = list(part) if isinstance(part, Mapping) else type(part).__name__
+            raise KeyError(f"the target has nothing at {step!r} of path {path}; there: {there}") from None
+    return part
+
+
+def label_of(target: Any) -> Hashable | None:
+    """The class label in a target, where one can be told: an integer, a string, or the first of them; else ``None``.
+
+    Example:
+        >>> label_of((2, "trimap")), label_of({"label": 5}), label_of(None)
+        (2, 5, None)
+    """
+    if isinstance(target, bool | int | str):
+        return target
+    if isinstance(target, np.integer) or (isinstance(target, Tensor | np.ndarray) and target.ndim == 0):
+        return int(target) if float(target).is_integer() else None
+    if isinstance(target, Mapping):
+        return next((label_of(target[key]) for key in _LABEL_KEYS if key in target), None)
+    if isinstance(target, tuple | list) and target:
+        return label_of(target[0])
+    return None
