@@ -184,7 +184,7 @@ class Decision:
     Args:
         strength: the new strength, 0..1.
         reason: a sentence for people.
-        retention: share of the reference performance that the law saw left, 0..2.
+        retention: share of the reference performance that the law saw left, 0..2; NaN where nothing could be seen.
         changed: whether the strength moved.
     """
 

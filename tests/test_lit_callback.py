@@ -22,6 +22,8 @@ from infill_aug.lit.callback import AdaptiveThreshold
 from infill_aug.threshold import ConstantLaw, ProportionalLaw, ThresholdState
 
 pytestmark = [
+    # Lightning 2.6 still asks torch for its pytree leaves in the old way.
+    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning"),
     # The trainings here take two steps an epoch, with data that needs no workers.
     pytest.mark.filterwarnings("ignore:The '(train|val)_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
@@ -106,16 +108,18 @@ def test_a_loss_and_a_reference_metric_steer_too():
     assert thresholds(masked)[1] > thresholds(masked)[2]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # resuming is the point
 def test_resume_from_a_checkpoint_is_the_undisturbed_run(tmp_path):
-    def callback():
-        return AdaptiveThreshold(target=0.9, state=ThresholdState.from_threshold(0.2))
+    def train(ckpt_path=None):
+        callback = AdaptiveThreshold(target=0.9, state=ThresholdState.from_threshold(0.2))
+        keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        fresh = trainer(callback, keep, enable_checkpointing=True, max_epochs=14)
+        fresh.fit(Planted(val_acc=GOOD_THEN_BAD), ckpt_path=ckpt_path)
+        return callback
 
-    whole, resumed = callback(), callback()
-    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    trainer(whole, keep, enable_checkpointing=True, max_epochs=14).fit(Planted(val_acc=GOOD_THEN_BAD))
-    path = tmp_path / "epoch=5.ckpt"
-    torch.load(path, weights_only=True)
-    trainer(resumed, max_epochs=14).fit(Planted(val_acc=GOOD_THEN_BAD), ckpt_path=path)
+    whole = train()
+    torch.load(tmp_path / "epoch=5.ckpt", weights_only=True)
+    resumed = train(tmp_path / "epoch=5.ckpt")
     assert resumed.history == whole.history
     assert resumed.state.strength == whole.state.strength
     assert len({entry["strength"] for entry in whole.history}) > 8
@@ -136,7 +140,8 @@ def test_the_state_is_found_on_the_augmentation_before_the_checkpoint_is_restore
     assert reached > 0.3
     first.save_checkpoint(tmp_path / "last.ckpt")
     state.set(0.0)
-    trainer(AdaptiveThreshold(), max_epochs=5).fit(module, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
+    again = trainer(AdaptiveThreshold(), max_epochs=5, num_sanity_val_steps=0)  # nothing is left to run
+    again.fit(module, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
     assert state.threshold == reached
 
 
@@ -188,8 +193,8 @@ def test_bounds_of_the_state_hold_and_the_law_goes_on_from_there():
     state = ThresholdState(bounds=(0.0, 0.2))
     callback = trained(Planted(val_acc=GOOD_THEN_BAD), AdaptiveThreshold(target=0.9, state=state))
     seen = thresholds(callback)
-    assert max(seen) == seen[7] == 0.2
-    assert seen[8] < 0.2  # nothing was wound up beyond the bound
+    assert max(seen) == seen[7] == pytest.approx(0.2)
+    assert seen[8] < seen[7]  # nothing was wound up beyond the bound
 
 
 def test_threshold_strength_and_retention_reach_the_logger(tmp_path):
@@ -227,7 +232,7 @@ def test_callbacks_on_two_metrics_keep_their_own_checkpoint_entries():
 
 
 TWO_RANKS = """
-    import json, pathlib, sys
+    import json, os, pathlib, sys
     sys.path.insert(0, sys.argv[2])
     from test_lit_callback import AdaptiveThreshold, Planted, ProportionalLaw, ThresholdState, Trainer
 
@@ -236,7 +241,8 @@ TWO_RANKS = """
             planted = self.metrics["val_acc"][self.current_epoch]
             self.log("val_acc", planted + (0.1 if self.global_rank else -0.1))
 
-    callback = AdaptiveThreshold(law=ProportionalLaw(0.9, warmup=0), state=ThresholdState())
+    state = ThresholdState(0.1 if "LOCAL_RANK" in os.environ else 0.0)  # launched ranks start elsewhere
+    callback = AdaptiveThreshold(law=ProportionalLaw(0.9, warmup=0), state=state)
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=6, callbacks=[callback], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

@@ -275,7 +275,7 @@ class ShardWriter:
                     if not final.exists():  # else `recover` on another host took this writer for dead: no harm done
                         raise
                 sync_folder(self.folder)
-                write_index(self.folder, self.stem, np.array(self._rows, ROW), self.end + len(TRAILER))
+                write_index(self.folder, self.stem, np.array(self._rows, ROW), os.fstat(self._fd).st_size)
         finally:
             self.close()
 

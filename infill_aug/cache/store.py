@@ -157,6 +157,9 @@ class InfillStore:
     def __contains__(self, key: str) -> bool:
         return self._index.find(check_key(key)) is not None
 
+    def __iter__(self) -> Iterator[str]:
+        return self.keys()
+
     def keys(self) -> Iterator[str]:
         """Iterate over all keys, in ascending order."""
         rows = self._index.rows
@@ -367,6 +370,7 @@ class InfillStore:
                     continue
                 file = ShardFile(folder, shard.stem)
                 moving = np.flatnonzero(wanted & (index.rows["shard"] == shard.number))
+                moving = moving[np.argsort(index.rows["offset"][moving])]
                 freed += file.size - sum(BLOCK + padded(length) for length in index.rows["length"][moving].tolist())
                 if writer is None:
                     continue
@@ -411,8 +415,8 @@ class InfillStore:
         self.corrupt_reads += 1
         if self.corrupt_reads == 1:
             warnings.warn(
-                f"{record.key} in shard {record.shard} of {self.path} is damaged and counts as absent; the next such record "
-                "counts without a word: verify() lists them, prune() removes them, a new build makes them again",
+                f"{record.key} in shard {record.shard} of {self.path} is damaged and counts as absent. Others are only "
+                "counted: verify() lists them, prune() removes them, a new build makes them again",
                 InfillStoreWarning,
                 stacklevel=3,
             )

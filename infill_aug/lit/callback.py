@@ -21,8 +21,8 @@ class AdaptiveThreshold(Callback):
     ranks see the mean of the metric over ranks and get the same threshold, also where it was logged without
     ``sync_dist``. The threshold and the law's memory are part of the checkpoint.
 
-    The metric steers the training, so take it from a split that neither training nor the final test uses, and best on
-    *masked* pictures: on clean ones masking may raise it, and the loop would then push in the wrong direction.
+    The metric steers the training, so take it from a split that neither training nor the final test uses. Measure it
+    on *masked* pictures if you can: masking may raise it on clean ones, and the loop then pushes the wrong way.
 
     Logs ``infill/threshold`` and ``infill/strength`` at the start of each training epoch, and ``infill/retention`` once
     there is one.
@@ -133,8 +133,8 @@ class AdaptiveThreshold(Callback):
         if values is None:
             return
         assert self.state is not None
-        decision = self.decide(*values)
-        self.state.set(trainer.strategy.broadcast(decision.strength))
+        decision = trainer.strategy.broadcast(self.decide(*values))
+        self.state.set(decision.strength)
         self.history.append(
             {
                 "epoch": trainer.current_epoch,

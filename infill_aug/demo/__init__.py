@@ -1,0 +1,1 @@
+"""The main job of this package on data that everybody has: ``infill-aug demo``."""
