@@ -154,7 +154,9 @@ class InfillAugment(nn.Module):
 
     def extra_repr(self) -> str:
         """What is printed of this module."""
-        return f"threshold={self.threshold}, mode={self.mode!r}, p={self.p}, jitter={self.jitter}, feather={self.feather}"
+        return (
+            f"threshold={self.threshold}, mode={self.mode!r}, p={self.p}, jitter={self.jitter}, feather={self.feather}"
+        )
 
 
 def _unit(image: Tensor) -> Tensor:

@@ -89,4 +89,3 @@ def generate_dynamic_mask(
     if profile.clean:
         mask = clean_mask(mask, profile.clean) & (levels.float() <= profile.protect_above * 255)
     return DynamicMask(maps, float(threshold), mask, unit.masked_fill(mask, fill))
-

@@ -99,9 +99,7 @@ class InfillTransform(v2.Transform):
             confidence = protect_labelled(confidence, flat_inputs, self.protect)
         state = self.threshold
         value, mode = (state.threshold, state.mode) if isinstance(state, ThresholdState) else (state, self.mode)
-        mask = threshold_mask(
-            confidence[None], value, mode=mode, protect_above=self.reader.recipe.protect_above
-        )
+        mask = threshold_mask(confidence[None], value, mode=mode, protect_above=self.reader.recipe.protect_above)
         if self.variation is not None:
             with torch.no_grad():
                 varied = self.variation(infill[None].float() / 255, mask.float())

@@ -66,7 +66,8 @@ class Index(NamedTuple):
             return self._replace(shards=shards)
         rows = np.concatenate([self.rows, *parts])
         age = np.argsort(np.argsort([shard.stem for shard in shards]))
-        rows = rows[np.lexsort((rows["offset"], age[rows["shard"]], rows["lo"], rows["hi"]))]
+        # The sort is stable, and records of one shard are in order of offset already.
+        rows = rows[np.lexsort((age[rows["shard"]], rows["lo"], rows["hi"]))]
         last = np.ones(len(rows), bool)
         last[:-1] = (rows["hi"][1:] != rows["hi"][:-1]) | (rows["lo"][1:] != rows["lo"][:-1])
         rows = rows if last.all() else rows[last]
@@ -75,7 +76,7 @@ class Index(NamedTuple):
     def find(self, key: str) -> int | None:
         """The row of a key, if there is one."""
         hi, lo = split_key(key)
-        # A Python int above 2**63 would be compared as a float: the query has to be an uint64.
+        # A Python int might be compared as a float, which does not hold 64 bits.
         row = int(self.hi.searchsorted(np.uint64(hi)))
         while row < len(self.hi) and (found := self.rows.item(row))[0] == hi:
             if found[1] == lo:

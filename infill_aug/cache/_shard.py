@@ -163,8 +163,8 @@ class ShardFile:
     """A shard open for reading, closed when nobody refers to it: no thread can close it under another's read."""
 
     def __init__(self, folder: Path, stem: str) -> None:
-        # Sealing renames the file, perhaps between two attempts, but only ever in this direction.
-        for suffix in (".tar", ".tar.open", ".tar"):
+        # In this order: sealing may rename the file between the two attempts.
+        for suffix in (".tar.open", ".tar"):
             with contextlib.suppress(FileNotFoundError):
                 self.fd = os.open(folder / f"{stem}{suffix}", os.O_RDONLY)
                 self.sealed = suffix == ".tar"

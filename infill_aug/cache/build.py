@@ -285,7 +285,7 @@ class _Run:
 
     def jobs(self, sample: PlannedSample) -> tuple[_Open, list[_Job]]:
         """The entry of a sample and every infill that it lists."""
-        entry: dict[str, Any] = {"map": map_key(sample.confidence), "infills": []}
+        entry: dict[str, Any] = {"recipe": self.fingerprint, "map": map_key(sample.confidence), "infills": []}
         opened = _Open(sample.index, entry_key(self.fingerprint, sample.digest), entry, 0)
         jobs: dict[str, _Job] = {}
         for level, mask in enumerate(sample.masks):

@@ -69,7 +69,7 @@ def decode_infill(payload: bytes, image: Tensor) -> Tensor:
     Raises:
         ValueError: the stored infill has another size than the image.
     """
-    stored = _pixels(payload)
+    stored = decode_pixels(payload)
     if stored.shape[-2:] != image.shape[-2:]:
         raise ValueError(f"the stored infill is {tuple(stored.shape[-2:])}, its image {tuple(image.shape[-2:])}")
     if stored.shape[0] == 3:
@@ -94,7 +94,7 @@ def encode_map(confidence: Tensor) -> tuple[bytes, str]:
 
 def decode_map(payload: bytes) -> Tensor:
     """A stored confidence map as ``(1, H, W)`` ``uint8``."""
-    return _pixels(payload)[:1]
+    return decode_pixels(payload)[:1]
 
 
 def _file(pixels: Tensor, **options: object) -> bytes:
@@ -104,7 +104,8 @@ def _file(pixels: Tensor, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _pixels(payload: bytes) -> Tensor:
+def decode_pixels(payload: bytes) -> Tensor:
+    """A stored file as it is: ``(3, H, W)``, or ``(4, H, W)`` with the mask as alpha, ``uint8``."""
     if payload.startswith(b"\x93NUMPY"):
         return torch.from_numpy(np.load(io.BytesIO(payload), allow_pickle=False))
     return decode_image(torch.frombuffer(bytearray(payload), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)

@@ -98,7 +98,7 @@ class PruneReport(NamedTuple):
 
 
 class InfillStore:
-    """A store of byte payloads under keys of 32 hexadecimal characters (see `infill_aug.cache.key`).
+    """A store of byte payloads under keys of 32 hexadecimal characters (see `infill_aug.key`).
 
     Reading never writes, locks or waits. A store may be used before and after fork, by threads, and be pickled to
     spawned workers; pickling carries the path, and the copy sees what is on disk when it is unpickled. What was written

@@ -176,7 +176,9 @@ def train_arm(
     if arm == "infill_aug":
         state = ThresholdState.from_threshold(start)
         augment = InfillAugment(state, p=p, jitter=0.05, variation=Variation(), normalize=_NORMALIZE)
-        module = InfillDataModule(DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(geometry))
+        module = InfillDataModule(
+            DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(geometry)
+        )
         adaptive = AdaptiveThreshold("val_acc", law=ProportionalLaw(target, samples=len(data.val)))
         callbacks.append(adaptive)
     else:

@@ -266,7 +266,9 @@ def swap_backgrounds(split: Split, source: MaskConfidence | CentreConfidence, se
     swapped = []
     for image, keep, label in zip(split.images, solid, split.labels, strict=True):
         others = [
-            plate for plate, its in zip(plates, split.labels, strict=True) if plate is not None and int(its) != int(label)
+            plate
+            for plate, its in zip(plates, split.labels, strict=True)
+            if plate is not None and int(its) != int(label)
         ]
         if not others:
             raise ValueError("no picture of another class has a background to swap with")

@@ -49,7 +49,9 @@ def load_backend(name: str, **options: Any) -> InfillBackend:
     path = _BACKENDS.get(name, name)
     module, _, attribute = path.partition(":")
     if not attribute:
-        raise ValueError(f"unknown backend {name!r}; there are {list_backends()}, or 'package.module:Class' for your own")
+        raise ValueError(
+            f"unknown backend {name!r}; there are {list_backends()}, or 'package.module:Class' for your own"
+        )
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except AttributeError:

@@ -56,9 +56,9 @@ class DonorBackend(InfillBackend):
     def __init__(
         self,
         other_class: bool = False,
-        color_match: float = 0.5,
+        color_match: float = 0.0,
         pool_size: int = 256,
-        object_above: float = 0.5,
+        object_above: float = 0.75,
     ) -> None:
         for name, value in (("color_match", color_match), ("object_above", object_above)):
             if not 0 <= value <= 1:
@@ -116,7 +116,7 @@ class DonorBackend(InfillBackend):
         return donors[int(random.integers(len(donors)))]
 
 
-def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.5) -> Tensor | None:
+def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) -> Tensor | None:
     """The background of an image with its object removed and continued smoothly.
 
     Args:

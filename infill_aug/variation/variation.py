@@ -33,7 +33,7 @@ class Variation(nn.Module):
 
     def __init__(self, color: float = 0.5, texture: float = 0.3) -> None:
         super().__init__()
-        import kornia.augmentation as K  # noqa: N812 - kornia's own abbreviation; loaded only where it is used
+        import kornia.augmentation as K
 
         for name, value in (("color", color), ("texture", texture)):
             if not 0 <= value <= 1:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import infill_aug.cache.key as key_module
-from infill_aug.cache.key import canonical_json, digest, image_digest, seed_from
+import infill_aug.key as key_module
+from infill_aug.key import canonical_json, digest, image_digest, seed_from
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 JSON_LIKE = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -60,7 +60,7 @@ def test_digests_and_seeds_never_change():
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_digest():
-    code = "from infill_aug.cache.key import digest; print(digest({'b': {'x': 1.5}, 'a': [1, 'y']}))"
+    code = "from infill_aug.key import digest; print(digest({'b': {'x': 1.5}, 'a': [1, 'y']}))"
     for hash_seed in ("1", "2"):
         root = str(Path(key_module.__file__).parents[2])
         env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": root}
