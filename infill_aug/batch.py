@@ -154,9 +154,8 @@ class InfillAugment(nn.Module):
 
     def extra_repr(self) -> str:
         """What is printed of this module."""
-        return (
-            f"threshold={self.threshold}, mode={self.mode!r}, p={self.p}, jitter={self.jitter}, feather={self.feather}"
-        )
+        names = ("threshold", "mode", "p", "jitter", "feather", "protect_above")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 def _unit(image: Tensor) -> Tensor:

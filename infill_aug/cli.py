@@ -222,9 +222,8 @@ def _doctor(options: Any) -> int:
         print(json.dumps(found, indent=2))
     else:
         for name, version in found.items():
-            print(
-                f"{name:12} {version or 'missing'}{'' if version else ': ' + parts.get(name, 'no GPU; all runs on the CPU')}"
-            )
+            lacking = "" if version else ": " + parts.get(name, "no GPU, everything runs on the CPU")
+            print(f"{name:12} {version or 'missing'}{lacking}")
     return 0 if found["torch"] and found["torchvision"] else 1
 
 

@@ -45,7 +45,7 @@ def to_uint8_image(image: Any) -> Tensor:
             raise ValueError(f"an image array must be (H, W) or (H, W, 1 | 3 | 4), got shape {image.shape}")
         if array.dtype == np.uint16:
             array = (array >> 8).astype(np.uint8)
-        image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(array)).permute(2, 0, 1)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"an image must be a PIL picture, an array or a tensor, got {type(image).__name__}; "

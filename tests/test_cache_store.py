@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infill_aug.cache import _shard, _writer, store
-from infill_aug.key import digest
 from infill_aug.cache.store import InfillStore, InfillStoreError, InfillStoreWarning
+from infill_aug.key import digest
 
 ROOT = str(Path(store.__file__).parents[2])
 FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

@@ -254,7 +254,7 @@ def build_cache(
         for sample in loader:
             run.add(sample, writer)
             bar.update()
-            bar.set_postfix(generated=run.generated, present=run.present, failed=len(run.failed))
+            bar.set_postfix(generated=run.generated, failed=len(run.failed), refresh=False)
         run.finish(writer)
     store.refresh()
     return BuildReport(

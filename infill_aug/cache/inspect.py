@@ -19,7 +19,7 @@ from infill_aug.cache.store import InfillStore
 
 def entries(store: InfillStore) -> Iterator[tuple[str, dict[str, Any]]]:
     """Key and content of every entry: one an image and recipe."""
-    for key in store.keys():
+    for key in store:
         record = store.locate(key)
         payload = store.get(key) if record is not None and record.ext == "json" else None
         if payload is not None:

@@ -175,7 +175,7 @@ def train_arm(
     adaptive = None
     if arm == "infill_aug":
         state = ThresholdState.from_threshold(start)
-        augment = InfillAugment(state, p=p, jitter=0.05, variation=Variation(), normalize=_NORMALIZE)
+        augment = InfillAugment(state, p=p, jitter=0.05, feather=0, variation=Variation(), normalize=_NORMALIZE)
         module = InfillDataModule(
             DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(geometry)
         )

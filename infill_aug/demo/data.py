@@ -91,7 +91,7 @@ class DemoData:
         return MaskConfidence(key="mask") if self.train.masks is not None else CentreConfidence()
 
 
-def digits_on_photos(size: int = 48, seed: int = 0) -> DemoData:
+def digits_on_photos(size: int = 48, seed: int = 0, limit: int | None = None) -> DemoData:
     """Handwritten digits of scikit-learn on crops of photographs of scikit-image and scikit-learn.
 
     Each digit has a photograph of its own; in training it stands on a crop of it 95 % of the time.
@@ -99,6 +99,7 @@ def digits_on_photos(size: int = 48, seed: int = 0) -> DemoData:
     Args:
         size: side of the pictures in pixels, 32 or more.
         seed: of the drawing.
+        limit: at most so many pictures of each split; by default all.
 
     Raises:
         ImportError: scikit-learn or scikit-image is missing; the message says what to install.
@@ -121,14 +122,14 @@ def digits_on_photos(size: int = 48, seed: int = 0) -> DemoData:
 
     def draw(part: str, swapped: bool = False) -> Split:
         images, masks = [], []
-        for glyph, label in zip(glyphs[parts[part]], labels[parts[part]], strict=True):
+        for glyph, label in zip(glyphs[parts[part]][:limit], labels[parts[part]][:limit], strict=True):
             others = [i for i in range(len(photos)) if i != label]
             tied = not swapped and random.random() < TIE
             photo = photos[label if tied else int(random.choice(others))]
             image, mask = _draw_digit(glyph, photo, size, random)
             images.append(image)
             masks.append(mask)
-        return Split(torch.stack(images), torch.as_tensor(labels[parts[part]]).long(), torch.stack(masks))
+        return Split(torch.stack(images), torch.as_tensor(labels[parts[part]][:limit]).long(), torch.stack(masks))
 
     return DemoData(
         name="digits on photographs",
@@ -165,13 +166,14 @@ def _draw_digit(glyph: np.ndarray, photo: Tensor, size: int, random: np.random.G
     return (image * 255).round().to(torch.uint8), rim > 0
 
 
-def pets(root: str, size: int = 96, seed: int = 0) -> DemoData:
+def pets(root: str, size: int = 96, seed: int = 0, limit: int | None = None) -> DemoData:
     """Torchvision's Oxford-IIIT Pet with its trimaps, in the breeds that the folder holds.
 
     Args:
         root: folder that holds ``oxford-iiit-pet``.
         size: side of the pictures in pixels.
         seed: of the split and of the swapped backgrounds.
+        limit: at most so many pictures of each of its two splits, evenly spaced; by default all.
 
     Raises:
         FileNotFoundError: no such dataset there.
@@ -184,7 +186,7 @@ def pets(root: str, size: int = 96, seed: int = 0) -> DemoData:
     def read(split: str) -> tuple[Split, tuple[str, ...]]:
         kinds = ["category", "segmentation"]
         dataset = OxfordIIITPet(root, split=split, target_types=kinds, download=False)
-        rows = [dataset[i] for i in range(len(dataset))]
+        rows = [dataset[i] for i in _spaced(len(dataset), limit)]
         images = torch.stack([_square(to_uint8_image(image), size) for image, _ in rows])
         # The border class is the pet's fur: it is kept.
         masks = torch.stack([_square(torch.from_numpy(np.array(trimap))[None], size) != 2 for _, (_, trimap) in rows])
@@ -205,13 +207,14 @@ def pets(root: str, size: int = 96, seed: int = 0) -> DemoData:
     )
 
 
-def image_folder(root: str, size: int = 96, seed: int = 0) -> DemoData:
+def image_folder(root: str, size: int = 96, seed: int = 0, limit: int | None = None) -> DemoData:
     """Any folder with a sub-folder of pictures for each class; no masks, so the centre is taken for the object.
 
     Args:
         root: the folder.
         size: side of the pictures in pixels.
         seed: of the split and of the swapped backgrounds.
+        limit: at most so many pictures in all, evenly spaced; by default all.
 
     Raises:
         FileNotFoundError: no sub-folders with pictures.
@@ -226,13 +229,14 @@ def image_folder(root: str, size: int = 96, seed: int = 0) -> DemoData:
         raise ValueError(
             f"{root!r} has {len(dataset.classes)} classes and {len(dataset)} pictures; the demo needs 2 and 20"
         )
-    images = []
-    for path, _ in dataset.samples:
+    images, labels = [], []
+    for path, label in (dataset.samples[i] for i in _spaced(len(dataset), limit)):
         try:
             images.append(_square(to_uint8_image(PILImage.open(path)), size))
         except OSError as error:
             raise ValueError(f"cannot read the picture {path!r}: {error}") from error
-    everything = Split(torch.stack(images), torch.tensor(dataset.targets))
+        labels.append(label)
+    everything = Split(torch.stack(images), torch.tensor(labels))
     rest, test = _split(everything, 0.3, seed)
     train, val = _split(rest, 0.2, seed)
     return DemoData(
@@ -286,6 +290,12 @@ def _split(everything: Split, share: float, seed: int) -> tuple[Split, Split]:
         held += random.permutation(own)[: max(1, round(share * len(own)))].tolist()
     rest = sorted(set(range(len(everything))) - set(held))
     return everything.subset(rest), everything.subset(sorted(held))
+
+
+def _spaced(count: int, limit: int | None) -> list[int]:
+    """All indices, or as many as wanted, evenly spaced: pictures often lie sorted by class."""
+    wanted = count if limit is None else min(limit, count)
+    return [i * count // wanted for i in range(wanted)]
 
 
 def _resize_short(image: Tensor, side: int) -> Tensor:

@@ -132,6 +132,7 @@ class InfillBackend(ABC):
 
     def prepare(self, pool: Iterable[PoolSample]) -> None:
         """Take in training images before the first fill; called only where ``pool_size`` is above 0."""
+        return
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
         """What the result for ``descriptor`` depends on; loads no weights.

@@ -1,0 +1,203 @@
+"""What this package offers to Hydra: typed configs, and one way to turn a config into an object.
+
+Call ``register()`` before ``@hydra.main``; your own configs can then take the groups in, checked against their types::
+
+    defaults:
+      - infill_aug/augment@augment: default
+      - infill_aug/threshold@augment.threshold: state
+      - infill_aug/callback@callbacks.adaptive: adaptive_threshold
+
+Each config has the parameters of its target, with the same names and defaults. Where the target takes an object, a law
+or a data module say, the config takes another config with a ``_target_``, or the object is given to ``instantiate``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+# OmegaConf's mark for a value that must be given; written out, so that the configs need no library to exist.
+MISSING: Any = "???"
+
+
+@dataclass
+class ThresholdStateConfig:
+    """``ThresholdState.from_threshold``: the threshold that a run shares."""
+
+    _target_: str = "infill_aug.ThresholdState.from_threshold"
+    threshold: float = MISSING
+    mode: str = "quantile"
+    bounds: tuple[float, float] = (0.0, 1.0)
+    keep_min: float = 0.02
+
+
+@dataclass
+class VariationConfig:
+    """``Variation``: random colour and texture of the infill."""
+
+    _target_: str = "infill_aug.Variation"
+    color: float = 0.5
+    texture: float = 0.3
+
+
+@dataclass
+class InfillAugmentConfig:
+    """``InfillAugment``: the batch step. ``threshold`` is a number or a ``ThresholdStateConfig``."""
+
+    _target_: str = "infill_aug.InfillAugment"
+    threshold: Any = 0.5
+    mode: str = "quantile"
+    p: float = 0.5
+    jitter: float = 0.0
+    feather: int = 2
+    protect_above: float | None = 0.95
+    variation: Any = None
+    normalize: list[list[float]] | None = None
+    # OmegaConf knows no dtype, so a node that fetches one stands for it.
+    dtype: Any = field(default_factory=lambda: {"_target_": "hydra.utils.get_object", "path": "torch.float32"})
+
+
+@dataclass
+class ProportionalLawConfig:
+    """``ProportionalLaw``: how a metric moves the threshold."""
+
+    _target_: str = "infill_aug.ProportionalLaw"
+    target: float = 0.9
+    mode: str = "max"
+    dead_band: float = 0.01
+    samples: int | None = None
+    warmup: int = 3
+    bounds: tuple[float, float] = (0.0, 0.95)
+    gain: float = 1.0
+
+
+@dataclass
+class AdaptiveThresholdConfig:
+    """``AdaptiveThreshold``: the Lightning callback. ``law`` is a ``ProportionalLawConfig``, or any law's config."""
+
+    _target_: str = "infill_aug.AdaptiveThreshold"
+    monitor: str = "val_acc"
+    mode: str = "max"
+    target: float = 0.95
+    reference: str | None = None
+    state: Any = None
+    law: Any = None
+    strict: bool = True
+    check_finite: bool = True
+    verbose: bool = False
+
+
+@dataclass
+class InfillDataModuleConfig:
+    """``InfillDataModule``: wraps your data module; ``inner`` and ``augment`` are configs or objects."""
+
+    _target_: str = "infill_aug.InfillDataModule"
+    inner: Any = MISSING
+    augment: Any = MISSING
+    store: Any = MISSING
+    transforms: Any = None
+    protect: str | None = None
+    recipe: str | None = None
+    on_miss: str = "error"
+    image_key: str | int | None = None
+
+
+@dataclass
+class BuildConfig:
+    """``build_cache``: generates the infills of a dataset."""
+
+    _target_: str = "infill_aug.build_cache"
+    dataset: Any = MISSING
+    store: Any = MISSING
+    profile: Any = "labelled_masks"
+    source: Any = None
+    backend: Any = "push_pull"
+    descriptor: Any = None
+    levels: list[float] | None = None
+    variants: int = 1
+    protect: str | None = None
+    resume: str = "if_possible"
+    codec: str = "webp"
+    batch_size: int = 16
+    device: str = "cpu"
+    num_workers: int = 0
+    image_key: str | int | None = None
+    dry_run: bool = False
+    progress: bool = True
+
+
+# Group and option under which each is found.
+CONFIGS: dict[tuple[str, str], type] = {
+    ("augment", "default"): InfillAugmentConfig,
+    ("build", "default"): BuildConfig,
+    ("callback", "adaptive_threshold"): AdaptiveThresholdConfig,
+    ("datamodule", "default"): InfillDataModuleConfig,
+    ("law", "proportional"): ProportionalLawConfig,
+    ("threshold", "state"): ThresholdStateConfig,
+    ("variation", "default"): VariationConfig,
+}
+
+
+def register(group_prefix: str = "infill_aug") -> None:
+    """Put the configs into Hydra's store, as options of groups; a second call changes nothing.
+
+    Args:
+        group_prefix: folder that the groups lie in, so that they cannot meet your own; may be empty.
+
+    Raises:
+        ImportError: Hydra is missing; the message says what to install.
+
+    Example:
+        >>> register()
+        >>> from hydra.core.config_store import ConfigStore
+        >>> ConfigStore.instance().list("infill_aug/callback")
+        ['adaptive_threshold.yaml']
+    """
+    store = _load("hydra.core.config_store").ConfigStore.instance()
+    for (group, name), node in CONFIGS.items():
+        path = f"{group_prefix}/{group}" if group_prefix else group
+        store.store(name=name, node=node, group=path, provider="infill_aug")
+
+
+def instantiate(config: Any, /, **kwargs: Any) -> Any:
+    """Turn a config into the object that it describes, its nested configs first.
+
+    The only place that calls Hydra's function of this name, whose rules change between Hydra 1.3 and 1.4. What the
+    target gets are plain dictionaries, lists and numbers; ``kwargs`` reach it as they are, dataclasses too, which Hydra
+    itself would take for configs.
+
+    Args:
+        config: config, mapping or dataclass with a ``_target_``; a mapping or list of such; or ``None``.
+        kwargs: parameters of the target that win over the config's.
+
+    Raises:
+        ImportError: Hydra is missing; the message says what to install.
+        TypeError: ``kwargs`` with a config that has no ``_target_``.
+        ValueError: a value of the config is missing and not among ``kwargs``.
+
+    Example:
+        >>> instantiate(ThresholdStateConfig(), threshold=0.5).threshold
+        0.5
+    """
+    hydra_instantiate, OmegaConf = _load("hydra.utils").instantiate, _load("omegaconf").OmegaConf  # noqa: N806
+    node = config if OmegaConf.is_config(config) or config is None else OmegaConf.structured(config)
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        if kwargs:
+            raise TypeError(f"{sorted(kwargs)} need a config with a _target_ to go to, got {config!r}")
+        return hydra_instantiate(node, _convert_="all")
+    call = functools.partial(hydra_instantiate(node, _convert_="all", _partial_=True), **kwargs)
+    if node.get("_partial_", False):
+        return call
+    missing = [node._get_full_key(key) for key in node if OmegaConf.is_missing(node, key) and key not in kwargs]
+    if missing:
+        raise ValueError(f"{node._target_} needs {missing}; on the command line: {missing[0]}=VALUE")
+    return call()
+
+
+def _load(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError("infill_aug.config needs Hydra: pip install 'infill-aug[hydra]'") from error
