@@ -54,6 +54,9 @@ class InfillAugment(nn.Module):
         0.5
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         threshold: float | ThresholdState = 0.5,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # OmegaConf's mark for a value that must be given; written out, so that the configs need no library to exist.
+# Lists that may be None are typed Any: OmegaConf refuses ${...} for a typed one while it composes.
 MISSING: Any = "???"
 
 
@@ -54,7 +55,7 @@ class InfillAugmentConfig:
     feather: int = 2
     protect_above: float | None = 0.95
     variation: Any = None
-    normalize: list[list[float]] | None = None
+    normalize: Any = None
     # OmegaConf knows no dtype, so a node that fetches one stands for it.
     dtype: Any = field(default_factory=lambda: {"_target_": "hydra.utils.get_object", "path": "torch.float32"})
 
@@ -115,7 +116,7 @@ class BuildConfig:
     source: Any = None
     backend: Any = "push_pull"
     descriptor: Any = None
-    levels: list[float] | None = None
+    levels: Any = None
     variants: int = 1
     protect: str | None = None
     resume: str = "if_possible"
@@ -146,9 +147,6 @@ def register(group_prefix: str = "infill_aug") -> None:
     Args:
         group_prefix: folder that the groups lie in, so that they cannot meet your own; may be empty.
 
-    Raises:
-        ImportError: Hydra is missing; the message says what to install.
-
     Example:
         >>> register()
         >>> from hydra.core.config_store import ConfigStore
@@ -173,7 +171,6 @@ def instantiate(config: Any, /, **kwargs: Any) -> Any:
         kwargs: parameters of the target that win over the config's.
 
     Raises:
-        ImportError: Hydra is missing; the message says what to install.
         TypeError: ``kwargs`` with a config that has no ``_target_``.
         ValueError: a value of the config is missing and not among ``kwargs``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torchvision.io import ImageReadMode, decode_image
 CODECS = ("webp", "jpeg", "raw")
 
 # Lossless at the lowest effort: 20 times faster to write than the default effort, and no slower to read.
-_LOSSLESS = {"format": "WEBP", "lossless": True, "method": 0, "quality": 20, "exact": True}
+_LOSSLESS: dict[str, Any] = {"format": "WEBP", "lossless": True, "method": 0, "quality": 20, "exact": True}
 _WEBP_SIDE = 16383
 
 
@@ -97,7 +98,7 @@ def decode_map(payload: bytes) -> Tensor:
     return decode_pixels(payload)[:1]
 
 
-def _file(pixels: Tensor, **options: object) -> bytes:
+def _file(pixels: Tensor, **options: Any) -> bytes:
     array = pixels.permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
     PILImage.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, **options)

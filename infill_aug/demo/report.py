@@ -79,7 +79,8 @@ def save_grid(dataset: InfillDataset, thresholds: Sequence[float], path: Path, c
     figure, axes = pyplot.subplots(len(rows), columns, figsize=(columns * 1.1, len(rows) * 1.16), squeeze=False)
     for (name, pictures), line in zip(rows, axes, strict=True):
         for picture, axis in zip(pictures, line, strict=True):
-            axis.imshow(picture.permute(1, 2, 0).float() / (255 if picture.dtype == torch.uint8 else 1), cmap="gray")
+            unit = picture.permute(1, 2, 0).float() / (255 if picture.dtype == torch.uint8 else 1)
+            axis.imshow(unit.numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
         line[0].set_title(name, fontsize=8, loc="left", pad=2)
     figure.subplots_adjust(left=0.005, right=0.995, top=0.98, bottom=0.005, wspace=0.03, hspace=0.16)

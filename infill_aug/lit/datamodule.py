@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, default_collate, default_convert
 
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.store import InfillStore
@@ -154,11 +154,10 @@ def rebuild_loader(loader: DataLoader[Any], dataset: Any) -> DataLoader[Any]:
         settings["prefetch_factor"] = loader.prefetch_factor
     # A custom batch sampler excludes batch_size and friends; the collate function stays only where it is the user's,
     # since the default one is picked by the mode of batching.
-    if loader.batch_size is None and isinstance(loader.batch_sampler, Sampler):
+    if loader.batch_size is None and loader.batch_sampler is not None:
         settings["batch_sampler"] = loader.batch_sampler
     else:
         settings |= {"batch_size": loader.batch_size, "sampler": loader.sampler, "drop_last": loader.drop_last}
-    default = DataLoader([0], batch_size=loader.batch_size if "batch_size" in settings else 1).collate_fn
-    if loader.collate_fn is not default:
+    if loader.collate_fn not in (default_collate, default_convert):
         settings["collate_fn"] = loader.collate_fn
     return DataLoader(dataset, **settings)

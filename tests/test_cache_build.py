@@ -1,0 +1,338 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from infill_aug.cache.build import BuildEstimate, build_cache
+from infill_aug.cache.codec import decode_pixels
+from infill_aug.cache.inspect import entries, keys_of_recipes, save_contact_sheet
+from infill_aug.cache.store import InfillStore
+from infill_aug.confidence import CallableConfidence, CentreConfidence, MaskConfidence
+from infill_aug.infill import InfillBackend, load_backend
+from infill_aug.profile import TaskProfile
+
+SIDE = 24
+
+
+def picture(seed: int, height: int = SIDE, width: int = SIDE) -> torch.Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def disc(size: int = SIDE) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return ((y - size // 2) ** 2 + (x - size // 2) ** 2) < (size // 4) ** 2
+
+
+def samples(count: int) -> list:
+    return [(picture(i), {"label": i % 3, "mask": disc()}) for i in range(count)]
+
+
+def build(dataset, store, **options):
+    options = {"source": MaskConfidence(key="mask"), "backend": "noise", "progress": False} | options
+    return build_cache(dataset, store, **options)
+
+
+def content(path) -> dict[str, bytes]:
+    store = InfillStore(path, create=False)
+    return {key: store.get(key) for key in store}
+
+
+@pytest.mark.parametrize("backend", ["push_pull", "telea", "noise", "donor"])
+def test_batch_size_order_and_workers_do_not_change_a_single_byte(tmp_path, backend):
+    data = samples(9)
+    build(data, tmp_path / "one", backend=backend, batch_size=1, variants=2)
+    build(data, tmp_path / "seven", backend=backend, batch_size=7, variants=2)
+    build(data, tmp_path / "workers", backend=backend, batch_size=4, variants=2, num_workers=2)
+    reference = content(tmp_path / "one")
+    assert content(tmp_path / "seven") == reference
+    assert content(tmp_path / "workers") == reference
+    if backend != "donor":  # a donor's pool is what it is given, in the order of the dataset
+        build(data[::-1], tmp_path / "reversed", backend=backend, batch_size=4, variants=2)
+        assert content(tmp_path / "reversed") == reference
+
+
+def test_a_rerun_generates_nothing_and_changes_nothing(tmp_path):
+    first = build(samples(5), tmp_path, variants=2)
+    before = content(tmp_path)
+    again = build(samples(5), tmp_path, variants=2)
+    assert (first.generated, first.present) == (5 * 3 * 2, 0)
+    assert (again.generated, again.present) == (0, 5 * 3 * 2)
+    assert content(tmp_path) == before
+
+
+def test_a_grown_dataset_generates_only_what_is_new(tmp_path):
+    build(samples(4), tmp_path)
+    assert build(samples(6), tmp_path).generated == 2 * 3
+
+
+CHANGES = {
+    "image": lambda: {"dataset": [(picture(99), {"label": 0, "mask": disc()})]},
+    "mask": lambda: {"dataset": [(picture(0), {"label": 0, "mask": disc().roll(5, 0)})]},
+    "size": lambda: {"dataset": [(picture(0, 48, 48), {"label": 0, "mask": disc(48)})]},
+    "label": lambda: {"dataset": [(picture(0), {"label": 2, "mask": disc()})]},
+    "descriptor": lambda: {"descriptor": {"task": "t", "object": "o", "style": "night"}},
+    "seed": lambda: {"descriptor": {"task": "t", "object": "o", "seed": 1}},
+    "complexity": lambda: {"descriptor": {"task": "t", "object": "o", "complexity": "high"}},
+    "backend": lambda: {"backend": "push_pull"},
+    "revision": lambda: {"backend": Revised()},
+    "levels": lambda: {"levels": (0.3, 0.6)},
+    "falloff": lambda: {"source": MaskConfidence(key="mask", falloff=0.9), "levels": (0.45, 0.71)},
+}
+
+
+class Revised(type(load_backend("noise"))):
+    """The noise backend after its author changed what it gives."""
+
+    version = 2
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_of_the_request_is_another_infill(tmp_path, change):
+    base = {"dataset": samples(1), "descriptor": {"task": "t", "object": "o"}}
+    build(**base, store=tmp_path)
+    assert build(**(base | CHANGES[change]()), store=tmp_path).generated > 0
+
+
+def test_levels_that_give_one_mask_share_one_infill(tmp_path):
+    # The object fills a quarter of the picture and is protected: above that share, levels mask the same pixels.
+    report = build(samples(1), tmp_path, levels=(0.5, 0.97, 1.0))
+    (_, entry), *_ = entries(InfillStore(tmp_path))
+    assert report.generated == 2
+    assert entry["infills"][1] == entry["infills"][2]
+
+
+def test_a_backend_without_randomness_makes_one_variant(tmp_path):
+    assert build(samples(1), tmp_path, backend="push_pull", variants=5).generated == 3
+
+
+def test_resume_modes_refuse_what_they_say(tmp_path):
+    with pytest.raises(ValueError, match=r"resume='always'.*holds no build of this recipe"):
+        build(samples(2), tmp_path, resume="always")
+    build(samples(2), tmp_path, resume="never")
+    with pytest.raises(ValueError, match=r"resume='never'.*already holds"):
+        build(samples(2), tmp_path, resume="never")
+    assert build(samples(2), tmp_path, resume="always").generated == 0
+
+
+def test_a_dry_run_stores_nothing_and_estimates_within_reason(tmp_path):
+    data = samples(40)
+    estimate = build(data, tmp_path / "dry", dry_run=True)
+    assert isinstance(estimate, BuildEstimate)
+    assert len(InfillStore(tmp_path / "dry")) == 0
+    report = build(data, tmp_path / "real")
+    assert estimate.infills == report.generated
+    assert 0.5 < estimate.bytes / report.bytes < 2
+    assert estimate.free > 0
+
+
+class Unreadable(list):
+    """Raises for one index, as a truncated file does."""
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise OSError("image file is truncated")
+        return super().__getitem__(index)
+
+
+def test_an_unreadable_image_is_reported_and_the_rest_is_built(tmp_path):
+    report = build(Unreadable(samples(4)), tmp_path)
+    assert report.generated == 3 * 3
+    assert [(f["sample"], f["reason"]) for f in report.failed] == [(2, "OSError: image file is truncated")]
+    assert InfillStore(tmp_path).failures()[0]["sample"] == 2
+    assert build(samples(4), tmp_path).generated == 3, "the mended sample is tried again"
+
+
+class FailsOnce(InfillBackend):
+    """Gives NaN for dark pictures until it is mended."""
+
+    name = "fails-once"
+    broken = True
+
+    def _generate(self, image, mask, config, samples):
+        fill = torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+        dark = image.flatten(1).amax(dim=1) < 0.3
+        return torch.where(dark[:, None, None, None] & self.broken, torch.nan, fill)
+
+
+def test_a_failed_infill_is_left_out_and_tried_again_on_the_next_run(tmp_path):
+    data = samples(3)
+    data[1] = (data[1][0] // 8, data[1][1])
+    backend = FailsOnce()
+    report = build(data, tmp_path, backend=backend)
+    assert report.generated == 2 * 3
+    assert {f["sample"] for f in report.failed} == {1}
+    assert all("not finite" in f["reason"] for f in report.failed)
+    backend.broken = False
+    assert build(data, tmp_path, backend=backend).generated == 3
+    assert all(key for _, entry in entries(InfillStore(tmp_path)) for level in entry["infills"] for key in level)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variants": 0}, "variants and batch_size must be 1 or more"),
+        ({"levels": (0.9, 0.5)}, r"rising thresholds.*\(0.9, 0.5\)"),
+        ({"levels": (0.5, 1.5)}, "rising thresholds"),
+        ({"codec": "gif"}, "codec must be one of .*'gif'"),
+        ({"resume": "maybe"}, "resume must be one of .*'maybe'"),
+        ({"backend": "magic"}, "unknown backend 'magic'"),
+        ({"protect": "faces"}, None),
+        ({"dataset": []}, "the dataset is empty"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, options, message):
+    if message is None:  # belongs to the samples: every one of them is reported
+        assert "protect must be 'boxes' or 'masks'" in build(samples(1), tmp_path, **options).failed[0]["reason"]
+        return
+    with pytest.raises(ValueError, match=message):
+        build(**({"dataset": samples(1)} | options), store=tmp_path)
+
+
+def test_pictures_of_many_kinds_and_sizes_are_built_together(tmp_path):
+    random = np.random.default_rng(0)
+    array = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    data = [
+        (Image.fromarray(array), 0),
+        (Image.fromarray(array[..., 0]), 0),
+        (Image.fromarray(array).convert("RGBA"), 0),
+        (array, 0),
+        {"image": torch.rand(3, 17, 33), "label": 1},
+        (tv_tensors.Image(picture(3, 1, 1)), 0),
+        (picture(4, 1, 40), 0),
+    ]
+    report = build(data, tmp_path, source=CentreConfidence(), backend="noise")
+    assert report.failed == []
+    assert report.samples == 7
+
+
+def test_labelled_objects_are_in_no_mask(tmp_path):
+    boxes = tv_tensors.BoundingBoxes([[2.0, 3.0, 9.5, 11.0]], format="XYXY", canvas_size=(SIDE, SIDE))
+    data = [(picture(0), {"boxes": boxes})]
+    build(data, tmp_path, source=CallableConfidence(lambda i, t: torch.zeros(SIDE, SIDE), "nothing"), protect="boxes")
+    store = InfillStore(tmp_path)
+    (_, entry), *_ = entries(store)
+    for level in entry["infills"]:
+        alpha = decode_pixels(store.get(level[0]))[3]
+        assert alpha[3:11, 2:10].sum() == 0
+        assert alpha.sum() > 0
+
+
+def test_prune_keeps_what_a_recipe_refers_to_and_nothing_else(tmp_path):
+    old = build(samples(3), tmp_path, backend="noise").recipe
+    new = build(samples(3), tmp_path, backend="push_pull").recipe
+    store = InfillStore(tmp_path)
+    wanted = keys_of_recipes(store, [new])
+    store.prune(wanted, dry_run=False)
+    after = InfillStore(tmp_path)
+    assert set(after) == wanted
+    assert build(samples(3), tmp_path, backend="push_pull").generated == 0
+    with pytest.raises(ValueError, match="no recipes"):
+        keys_of_recipes(after, ["0" * 32])
+    assert old != new
+
+
+def test_a_contact_sheet_shows_the_infills(tmp_path):
+    build(samples(3), tmp_path / "store")
+    assert save_contact_sheet(InfillStore(tmp_path / "store"), tmp_path / "sheet.png", count=9) == 9
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 10
+
+
+def test_profile_bounds_set_the_default_levels(tmp_path):
+    profile = TaskProfile(name="own", bounds=(0.0, 0.8), threshold=0.4)
+    report = build_cache(samples(1), tmp_path, profile=profile, progress=False)
+    recipe = InfillStore(tmp_path).read_document(f"recipe-{report.recipe}")
+    assert recipe["levels"] == pytest.approx([0.4, 0.6, 0.8])
+
+
+SLOW_BUILD = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_cache_build import build, samples, SlowNoise
+print("ready", flush=True)
+build(samples(24), {store!r}, backend=SlowNoise(), variants=2, batch_size=3)
+"""
+
+
+class SlowNoise(type(load_backend("noise"))):
+    """Noise that takes its time, so that a kill lands in the middle; its name, and so its keys, are noise's."""
+
+    def _generate(self, *arguments):
+        time.sleep(0.02)
+        return super()._generate(*arguments)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_a_build_ends_like_an_undisturbed_one(tmp_path):
+    build(samples(24), tmp_path / "undisturbed", backend="noise", variants=2, batch_size=3)
+    store = tmp_path / "killed"
+    code = SLOW_BUILD.format(tests=str(Path(__file__).parent), store=str(store))
+    moments = random.Random(0)
+    survived = 0
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(moments.uniform(0.02, 0.35))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        there = len(content(store)) if (store / "STORE.json").exists() else 0
+        assert there >= survived, "a rerun deleted something"
+        survived = there
+    report = build(samples(24), store, backend="noise", variants=2, batch_size=3)
+    assert report.failed == []
+    assert content(store) == content(tmp_path / "undisturbed")
+    counted = Counter(record for record, _ in entries(InfillStore(store)))
+    assert set(counted.values()) == {1}
+    assert survived > 0, "no run got far enough to be killed in the middle; make the moments later"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that refuses new folders, to root too")
+def test_a_folder_that_cannot_be_written_is_named():
+    with pytest.raises((OSError, RuntimeError), match="/proc/self/store"):
+        build(samples(1), "/proc/self/store")
+
+
+FULL_DISK = """
+import resource, signal, sys
+sys.path.insert(0, {tests!r})
+from test_cache_build import build, samples
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+try:
+    build(samples(40), {store!r})
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_what_was_stored_stays(tmp_path):
+    store = tmp_path / "store"
+    code = FULL_DISK.format(tests=str(Path(__file__).parent), store=str(store))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "InfillStoreError" in done.stdout, done.stdout + done.stderr
+    assert str(store) in done.stdout
+    kept = content(store)
+    assert kept
+    assert all(kept.values())
+    report = build(samples(40), store)
+    assert report.present > 0
+    assert report.generated + report.present == 40 * 3
+
+
+def test_the_recipe_is_readable_by_people(tmp_path):
+    report = build(samples(1), tmp_path)
+    text = (tmp_path / "documents" / f"recipe-{report.recipe}.json").read_text()
+    assert json.loads(text)["backend"] == "noise"
+    assert json.loads((tmp_path / "documents" / "latest.json").read_text()) == {"recipe": report.recipe}

@@ -1,0 +1,400 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+from torchvision import tv_tensors
+
+from infill_aug.cache.key import digest
+from infill_aug.confidence.sources import (
+    BoxConfidence,
+    CallableConfidence,
+    CentreConfidence,
+    MaskConfidence,
+    protect_labelled,
+    source_from_profile,
+)
+from infill_aug.functional.grading import grade
+from infill_aug.functional.masks import level_masks, threshold_mask
+from infill_aug.profile import TaskProfile
+from infill_aug.types import check_confidence, quantise_confidence
+
+HEIGHT, WIDTH = 12, 16
+IMAGE = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
+TRIMAP = np.full((HEIGHT, WIDTH), 2, np.uint8)  # 1 = object, 2 = background, 3 = rim
+TRIMAP[3:9, 4:12] = 3
+TRIMAP[4:8, 5:11] = 1
+OBJECT = torch.from_numpy((TRIMAP != 2)[None])
+
+
+# --- masks ---
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        TRIMAP,
+        TRIMAP.astype(np.int64),
+        TRIMAP.astype(np.uint16),
+        TRIMAP[None],
+        torch.from_numpy(TRIMAP),
+        torch.from_numpy(TRIMAP)[None].long(),
+        tv_tensors.Mask(TRIMAP),
+        PILImage.fromarray(TRIMAP),
+        PILImage.fromarray(TRIMAP).convert("I"),
+        PILImage.fromarray(TRIMAP).convert("RGB"),
+        PILImage.fromarray(TRIMAP.astype(np.uint16)),
+        torch.from_numpy(TRIMAP).float(),
+        TRIMAP.astype(np.float32),
+    ],
+    ids=[
+        "array", "int64 array", "uint16 array", "array with a channel", "tensor", "tensor with a channel", "Mask", "L",
+        "I", "RGB", "I;16", "float tensor", "float array",
+    ],
+)  # fmt: skip
+def test_a_label_map_of_any_type_gives_the_same_map(mask):
+    wanted = grade(OBJECT[None].float(), 0.2)[0]
+    assert torch.equal(MaskConfidence(foreground=(1, 3))(IMAGE, mask), wanted)
+    assert torch.equal(MaskConfidence(class_weights={1: 1.0, 3: 1.0})(IMAGE, mask), wanted)
+
+
+def test_palette_pictures_are_read_by_index_not_by_colour():
+    picture = PILImage.fromarray(TRIMAP)
+    picture.putpalette([0, 0, 0, 255, 255, 255, 0, 0, 0, 9, 9, 9])
+    assert picture.mode == "P"
+    assert torch.equal(MaskConfidence(foreground=(1, 3), falloff=0)(IMAGE, picture) == 1, OBJECT)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        OBJECT[0],
+        OBJECT[0].long(),
+        OBJECT[0].to(torch.uint8) * 255,
+        OBJECT[0].float(),
+        OBJECT[0].float() * 0.9,
+        OBJECT[0].numpy(),
+        OBJECT[0].numpy().astype(np.float64),
+        OBJECT[0].numpy() * 0.9,
+        PILImage.fromarray(OBJECT[0].numpy()),
+        PILImage.fromarray(OBJECT[0].numpy().astype(np.uint8) * 255),
+    ],
+    ids=["bool", "int", "0/255", "float", "soft", "bool array", "float array", "soft array", "PIL 1", "PIL 0/255"],
+)
+def test_a_binary_mask_of_any_type_gives_the_same_map(mask):
+    assert torch.equal(MaskConfidence(falloff=0)(IMAGE, mask) == 1, OBJECT)
+
+
+def test_instance_masks_are_put_together():
+    instances = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.bool)
+    instances[0, :4, :4], instances[1, 2:8, 2:8], instances[2, 9:, 12:] = True, True, True
+    confidence = MaskConfidence(falloff=0)(IMAGE, tv_tensors.Mask(instances))
+    assert torch.equal(confidence[0] == 1, instances.any(0))
+
+
+def test_class_weights_are_the_confidence_of_each_class_and_the_rest_falls_off():
+    source = MaskConfidence(class_weights={1: 1.0, "3": 0.5}, falloff=0)
+    confidence = source(IMAGE, TRIMAP)
+    assert (confidence[0][TRIMAP == 1] == 1).all()
+    assert (confidence[0][TRIMAP == 3] == 0.5).all()
+    assert (confidence[0][TRIMAP == 2] == 0).all()
+    graded = dataclasses.replace(source, falloff=0.3)(IMAGE, TRIMAP)
+    assert (graded >= confidence).all()
+    assert (graded[0][TRIMAP == 2] > 0).all()
+    assert (graded[0][TRIMAP == 2] < 0.9).all()
+
+
+@pytest.mark.parametrize("weight", [1.5, 5.0, -0.5, float("nan")])
+def test_class_weights_outside_0_to_1_are_refused_and_never_wrap_around(weight):
+    with pytest.raises(ValueError, match=rf"class_weights.*{weight}"):
+        MaskConfidence(class_weights={1: weight})(IMAGE, TRIMAP)
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        torch.zeros(HEIGHT, WIDTH),
+        torch.zeros(0, HEIGHT, WIDTH, dtype=torch.bool),
+        tv_tensors.Mask(torch.zeros(0, HEIGHT, WIDTH, dtype=torch.uint8)),
+        np.zeros((HEIGHT, WIDTH), np.uint8),
+        np.zeros((0, HEIGHT, WIDTH), bool),
+        PILImage.new("L", (WIDTH, HEIGHT)),
+    ],
+    ids=["tensor", "no instances", "Mask without instances", "array", "array without instances", "PIL"],
+)
+def test_an_image_without_a_labelled_pixel_is_protected_everywhere(empty):
+    for falloff in (0.0, 0.2):
+        confidence = MaskConfidence(falloff=falloff)(IMAGE, empty)
+        assert confidence.shape == (1, HEIGHT, WIDTH)
+        assert (confidence == 1).all()
+    assert not threshold_mask(quantise_confidence(confidence)[None], 1.0, protect_above=0.95).any()
+
+
+@pytest.mark.parametrize("boxes", [torch.zeros(0, 4), [], np.zeros((0, 4)), torch.zeros(0)])
+def test_an_image_without_boxes_is_protected_everywhere(boxes):
+    assert (BoxConfidence()(IMAGE, boxes) == 1).all()
+    assert BoxConfidence()(IMAGE, boxes).shape == (1, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(9, 16), torch.ones(2, 9, 16), np.ones((9, 16)), PILImage.new("L", (16, 9))]
+)
+def test_a_mask_of_another_size_is_refused_with_both_sizes(mask):
+    with pytest.raises(ValueError, match=r"\(9, 16\).*\(12, 16\)"):
+        MaskConfidence(key="mask")(IMAGE, {"mask": mask})
+    with pytest.raises(ValueError, match=r"\(9, 16\).*\(12, 16\)"):
+        protect_labelled(torch.zeros(1, 12, 16, dtype=torch.uint8), {"mask": mask}, "masks")
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "error", "message"),
+    [
+        ({"label": 3}, "mask", KeyError, "'mask'.*label"),
+        (None, None, TypeError, "NoneType"),
+        ("mask.png", None, TypeError, "str"),
+        (torch.zeros(2, 3, 4, 5), None, ValueError, r"\(2, 3, 4, 5\)"),
+        (torch.zeros(5), None, ValueError, r"\(5,\)"),
+    ],
+)
+def test_a_target_without_a_mask_is_refused_by_what_it_is(target, key, error, message):
+    with pytest.raises(error, match=message):
+        MaskConfidence(key=key)(IMAGE, target)
+
+
+# --- boxes ---
+
+
+def inside(left, top, right, bottom):
+    wanted = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    wanted[:, top:bottom, left:right] = True
+    return wanted
+
+
+@pytest.mark.parametrize(
+    ("boxes", "box_format"),
+    [
+        ([[2, 3, 7, 9]], "xyxy"),
+        ([2, 3, 7, 9], "xyxy"),
+        (torch.tensor([[2.2, 3.9, 6.5, 8.1]]), "xyxy"),
+        (np.array([[2, 3, 5, 6]]), "xywh"),
+        (torch.tensor([[4.5, 6.0, 5.0, 6.0]]), "cxcywh"),
+        (tv_tensors.BoundingBoxes([[2, 3, 7, 9]], format="XYXY", canvas_size=(HEIGHT, WIDTH)), "cxcywh"),
+        (tv_tensors.BoundingBoxes([[2, 3, 5, 6]], format="XYWH", canvas_size=(HEIGHT, WIDTH)), "xyxy"),
+        (tv_tensors.BoundingBoxes([[4.5, 6.0, 5.0, 6.0]], format="CXCYWH", canvas_size=(HEIGHT, WIDTH)), "xyxy"),
+    ],
+)
+def test_boxes_of_every_format_cover_the_same_pixels_rounded_outwards(boxes, box_format):
+    confidence = BoxConfidence(format=box_format, falloff=0)(IMAGE, boxes)
+    assert torch.equal(confidence == 1, inside(2, 3, 7, 9))
+    graded = BoxConfidence(format=box_format, falloff=0.2)(IMAGE, boxes)
+    assert torch.equal(graded == 1, inside(2, 3, 7, 9))
+    assert graded.min() > 0
+
+
+def test_boxes_that_reach_over_the_border_and_several_boxes_are_put_together():
+    boxes = torch.tensor([[-5.0, -5.0, 3.0, 2.0], [10.0, 8.0, 99.0, 99.0]])
+    confidence = BoxConfidence(key=("objects", "boxes"), falloff=0)(IMAGE, {"objects": {"boxes": boxes}})
+    assert torch.equal(confidence == 1, inside(0, 0, 3, 2) | inside(10, 8, WIDTH, HEIGHT))
+
+
+@pytest.mark.parametrize("boxes", [torch.rand(4, 5), torch.rand(3), torch.rand(2, 3), torch.rand(8), torch.rand(1, 8)])
+def test_boxes_that_are_not_four_numbers_each_are_refused_with_their_shape(boxes):
+    with pytest.raises(ValueError, match=r"\(N, 4\)"):
+        BoxConfidence()(IMAGE, boxes)
+    with pytest.raises(ValueError, match=r"\(N, 4\)"):
+        protect_labelled(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8), {"boxes": boxes}, "boxes")
+
+
+def test_rotated_boxes_are_refused_by_their_format_or_protected_whole():
+    corners = torch.tensor([[2.0, 3.0, 7.0, 3.0, 7.0, 9.0, 2.0, 9.0]])
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXYXYXY", canvas_size=(HEIGHT, WIDTH))
+    try:
+        confidence = BoxConfidence(falloff=0)(IMAGE, boxes)
+    except (ValueError, NotImplementedError) as error:
+        assert "xyxyxyxy" in str(error).lower()
+    else:
+        assert torch.equal(confidence == 1, inside(2, 3, 7, 9))
+
+
+def test_an_unknown_box_format_is_refused_by_name():
+    with pytest.raises(ValueError, match="yolo"):
+        BoxConfidence(format="yolo")(IMAGE, torch.rand(2, 4))
+
+
+# --- centre and your own ---
+
+
+def test_a_centre_map_needs_no_target_and_its_width_is_the_falloff():
+    wide, narrow = CentreConfidence(0.5)(IMAGE, None), CentreConfidence(0.1)(IMAGE, "anything")
+    assert wide.shape == narrow.shape == (1, HEIGHT, WIDTH)
+    assert (wide >= narrow).all()
+    check_confidence(wide)
+    with pytest.raises(ValueError, match="above 0"):
+        CentreConfidence(0.0)(IMAGE, None)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        torch.full((HEIGHT, WIDTH), 0.4),
+        torch.full((1, HEIGHT, WIDTH), 0.4, dtype=torch.float64),
+        np.full((HEIGHT, WIDTH), 0.4, np.float32),
+        torch.full((HEIGHT, WIDTH), 102, dtype=torch.uint8),
+    ],
+    ids=["HW", "1HW float64", "array", "uint8"],
+)
+def test_your_own_function_sees_image_and_target_and_its_map_is_used(result):
+    seen = []
+    confidence = CallableConfidence(lambda image, target: seen.append((image, target)) or result, "mine")(IMAGE, 7)
+    assert confidence.dtype == torch.float32
+    torch.testing.assert_close(confidence, torch.full((1, HEIGHT, WIDTH), 0.4))
+    assert seen[0][0] is IMAGE
+    assert seen[0][1] == 7
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (torch.zeros(4, 5), r"mine.*\(1, 4, 5\).*\(1, 12, 16\)"),
+        (torch.zeros(3, HEIGHT, WIDTH), r"mine.*\(3, 12, 16\)"),
+        (torch.full((HEIGHT, WIDTH), 2.0), "mine(.|\n)*from 2 to 2|from 2 to 2(.|\n)*mine"),
+        (torch.full((HEIGHT, WIDTH), torch.nan), "mine(.|\n)*NaN|NaN(.|\n)*mine"),
+        (torch.zeros(HEIGHT, WIDTH, dtype=torch.int64), "mine(.|\n)*int64|int64(.|\n)*mine"),
+    ],
+)
+def test_a_wrong_map_of_your_own_function_is_refused_by_the_functions_name(result, message):
+    with pytest.raises(ValueError, match=message):
+        CallableConfidence(lambda image, target: result, "mine")(IMAGE, None)
+
+
+# --- configs ---
+
+SOURCES = {
+    "mask": (
+        MaskConfidence(),
+        {
+            "key": ("target", 1),
+            "foreground": (1, 3),
+            "class_weights": {1: 0.5},
+            "falloff": 0.3,
+        },
+    ),
+    "boxes": (BoxConfidence(), {"key": "boxes", "format": "xywh", "falloff": 0.3}),
+    "centre": (CentreConfidence(), {"falloff": 0.4}),
+    "callable": (CallableConfidence(lambda image, target: image, "a"), {"name": "b"}),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_configs_are_json_and_change_with_every_field(kind):
+    source, changes = SOURCES[kind]
+    assert set(changes) == {f.name for f in dataclasses.fields(source)} - {"function"}
+    configs = [source.config()] + [dataclasses.replace(source, **{k: v}).config() for k, v in changes.items()]
+    assert len({digest(config) for config in configs}) == len(configs)
+    for config in configs:
+        assert json.loads(json.dumps(config)) == config
+
+
+def test_configs_of_different_sources_differ():
+    configs = [source.config() for source, _ in SOURCES.values()]
+    assert len({digest(config) for config in configs}) == len(configs)
+
+
+def test_the_weight_of_each_class_is_part_of_the_config():
+    weights = [{1: 0.5}, {1: 0.6}, {2: 0.5}, {1: 0.5, 2: 0.5}]
+    assert len({digest(MaskConfidence(class_weights=each).config()) for each in weights}) == len(weights)
+
+
+@pytest.mark.parametrize("foreground", [(1, 2), [1, 2], range(1, 3)], ids=["tuple", "list", "range"])
+def test_every_sequence_of_foreground_values_has_the_same_config(foreground):
+    assert digest(MaskConfidence(foreground=foreground).config()) == digest(MaskConfidence(foreground=[1, 2]).config())
+
+
+def test_a_profile_makes_its_source_with_its_falloff_and_options():
+    profile = TaskProfile("p", "mask", {"foreground": [1, 3], "key": "mask"}, 0.3)
+    assert source_from_profile(profile) == MaskConfidence("mask", [1, 3], None, 0.3)
+    assert source_from_profile(TaskProfile("p", "boxes", {"format": "xywh"})) == BoxConfidence(None, "xywh", 0.2)
+    assert source_from_profile(TaskProfile("p", "centre", {"falloff": 0.7})) == CentreConfidence(0.7)
+    with pytest.raises(ValueError, match=r"'boxes'.*\['foreground'\].*'format'"):
+        source_from_profile(TaskProfile("p", "boxes", {"foreground": [1]}))
+
+
+# --- protection: no pixel of a labelled object is ever regenerated ---
+
+
+@st.composite
+def labelled(draw):
+    """A target with boxes and instance masks of the same objects, nested somewhere, and where the objects are."""
+    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    boxes, covered = [], torch.zeros(1, height, width, dtype=torch.bool)
+    instances = torch.zeros(draw(st.integers(0, 3)), height, width, dtype=torch.bool)
+    for instance in instances:
+        left, top = draw(st.floats(0, width - 1)), draw(st.floats(0, height - 1))
+        right, bottom = draw(st.floats(left, width)), draw(st.floats(top, height))
+        boxes.append([left, top, right, bottom])
+        instance[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
+    covered |= instances.any(dim=0)
+    plain = torch.tensor(boxes).reshape(-1, 4)
+    wrapped = tv_tensors.BoundingBoxes(plain, format="XYXY", canvas_size=(height, width))
+    shape = draw(st.sampled_from(["mapping", "wrapped", "nested"]))
+    target = {
+        "mapping": {"boxes": plain, "masks": instances, "labels": torch.ones(len(plain))},
+        "wrapped": (7, wrapped, tv_tensors.Mask(instances)),
+        "nested": ({"info": [{"boxes": plain, "masks": instances}]}, "text"),
+    }[shape]
+    kind = draw(st.sampled_from(["noise", "zero", "binary"]))
+    noise = torch.rand(1, height, width, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1))))
+    confidence = {"noise": noise, "zero": noise * 0, "binary": (noise > 0.5).float()}[kind]
+    return quantise_confidence(confidence), target, covered
+
+
+@given(
+    labelled(),
+    st.sampled_from(["boxes", "masks"]),
+    st.floats(0, 1),
+    st.sampled_from(["quantile", "absolute"]),
+    st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    st.integers(0, 2),
+)
+def test_no_pixel_of_a_labelled_object_is_ever_in_a_mask(sample, protect, threshold, mode, protect_above, clean):
+    confidence, target, covered = sample
+    protected = protect_labelled(confidence, target, protect)
+    assert protected.dtype == torch.uint8
+    assert (protected[covered] == 255).all()
+    mask = threshold_mask(protected[None], threshold, mode=mode, protect_above=protect_above)
+    assert not mask[0][covered].any()
+    levels = level_masks(protected[None], (max(threshold, 0.01),), mode=mode, protect_above=protect_above, clean=clean)
+    assert not levels[0][covered].any()
+
+
+def test_protection_changes_only_the_labelled_pixels_of_a_new_map():
+    confidence = torch.full((1, HEIGHT, WIDTH), 9, dtype=torch.uint8)
+    protected = protect_labelled(confidence, {"boxes": torch.tensor([[2.0, 3.0, 7.0, 9.0]])}, "boxes")
+    assert (confidence == 9).all()
+    assert torch.equal(protected == 255, inside(2, 3, 7, 9))
+    assert (protected[~inside(2, 3, 7, 9)] == 9).all()
+
+
+@pytest.mark.parametrize("mask", [TRIMAP == 1, torch.from_numpy(TRIMAP == 1), PILImage.fromarray(TRIMAP == 1)])
+def test_masks_of_every_type_protect(mask):
+    protected = protect_labelled(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8), {"mask": mask}, "masks")
+    assert torch.equal(protected[0] == 255, torch.from_numpy(TRIMAP == 1))
+
+
+@pytest.mark.parametrize(
+    ("target", "protect", "error", "message"),
+    [
+        ({"boxes": torch.zeros(0, 4)}, "box", ValueError, "'boxes' or 'masks', got 'box'"),
+        ({"label": 3}, "boxes", KeyError, "BoundingBoxes.*boxes"),
+        ((3, {"boxes": torch.zeros(1, 4)}), "masks", KeyError, "Mask.*masks"),
+        (7, "boxes", KeyError, "BoundingBoxes"),
+        (None, "masks", KeyError, "Mask"),
+    ],
+)
+def test_a_target_with_nothing_to_protect_is_refused(target, protect, error, message):
+    with pytest.raises(error, match=message):
+        protect_labelled(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8), target, protect)

@@ -1,0 +1,164 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests_support import picture
+
+from infill_aug.demo.arms import ARMS, ArmResult, train_arm
+from infill_aug.demo.config import DemoConfig, DemoDataConfig, parse_settings
+from infill_aug.demo.data import TIE, digits_on_photos, image_folder, pets
+from infill_aug.demo.report import table
+from infill_aug.demo.run import load_data, run_demo
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),  # Lightning calls a deprecated torch function
+    pytest.mark.filterwarnings("ignore:.*treespec.*"),
+]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return digits_on_photos(32)
+
+
+def background_tells(train, test) -> float:
+    """Accuracy of naming the class from the background's mean colours alone: nearest neighbour on masked pictures."""
+
+    def colours(split):
+        keep = (~split.masks).float()
+        images = split.images.float()
+        mean = (images * keep).sum((2, 3)) / keep.sum((2, 3))
+        square = (images.square() * keep).sum((2, 3)) / keep.sum((2, 3))
+        return torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
+
+    nearest = torch.cdist(colours(test), colours(train)).argmin(dim=1)
+    return float((train.labels[nearest] == test.labels).float().mean())
+
+
+def test_backgrounds_give_the_digit_away_in_training_and_not_in_the_swapped_test(digits):
+    assert background_tells(digits.train, digits.tied) > 0.6
+    assert background_tells(digits.train, digits.swapped) < 0.1
+    assert TIE == 0.95
+
+
+def test_splits_share_no_digit_and_the_tests_share_all(digits):
+    assert len(digits.train) + len(digits.val) + len(digits.tied) == 1797
+    assert torch.equal(digits.tied.labels, digits.swapped.labels)
+    assert 0.05 < digits.train.masks.float().mean() < 0.4
+
+
+def test_the_drawing_follows_its_seed():
+    a, b, c = digits_on_photos(32), digits_on_photos(32), digits_on_photos(32, seed=1)
+    assert torch.equal(a.train.images, b.train.images)
+    assert not torch.equal(a.train.images, c.train.images)
+
+
+@pytest.mark.slow
+def test_the_whole_demo_runs_on_few_pictures_and_writes_what_it_says(tmp_path, capsys):
+    config = DemoConfig(
+        data=DemoDataConfig(size=32),
+        seeds=[0],
+        epochs=1,
+        variants=1,
+        output=str(tmp_path),
+        arms=["plain", "infill_aug"],
+    )
+    results = run_demo(config)
+    out = capsys.readouterr().out
+    assert "| plain |" in out
+    assert "| infill_aug |" in out
+    for name in ("grid.png", "curve.png"):
+        assert str(tmp_path / name) in out
+        assert np.asarray(Image.open(tmp_path / name)).std() > 10
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert [r["arm"] for r in record["results"]] == ["plain", "infill_aug"]
+    assert results[1].threshold is not None
+    assert results[0].threshold is None
+
+
+@pytest.mark.slow
+def test_infill_beats_plain_training_on_swapped_backgrounds(tmp_path):
+    config = DemoConfig(
+        data=DemoDataConfig(size=32),
+        seeds=[0],
+        epochs=12,
+        variants=1,
+        output=str(tmp_path),
+        arms=["plain", "infill_aug"],
+    )
+    plain, infill = run_demo(config)
+    assert infill.swapped > plain.swapped + 10
+
+
+def test_it_runs_on_any_folder_of_pictures(tmp_path, recwarn):
+    for i in range(40):
+        folder = tmp_path / "pictures" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(i, 40, 50).permute(1, 2, 0).numpy()).save(folder / f"{i}.jpg")
+    settings = ["data=imagefolder", f"data.root={tmp_path / 'pictures'}", "data.size=32", "seeds=[0]", "epochs=1"]
+    config = parse_settings([*settings, "arms=[infill_aug]", f"output={tmp_path / 'out'}"])
+    (result,) = run_demo(config)
+    assert 0 <= result.swapped <= 100
+    assert any("no masks" in str(w.message) for w in recwarn)
+
+
+def fake_pets(root):
+    """Two breeds in the layout of Oxford-IIIT Pet."""
+    base = root / "oxford-iiit-pet"
+    (base / "images").mkdir(parents=True)
+    (base / "annotations" / "trimaps").mkdir(parents=True)
+    lines = []
+    for i in range(20):
+        name, breed = f"{'Abyssinian' if i % 2 else 'beagle'}_{i}", 1 + i % 2
+        Image.fromarray(picture(i, 40, 48).permute(1, 2, 0).numpy()).save(base / "images" / f"{name}.jpg")
+        trimap = np.full((40, 48), 2, np.uint8)
+        trimap[10:30, 12:36] = 3
+        trimap[12:28, 14:34] = 1
+        Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{name}.png")
+        lines.append(f"{name} {breed} 1 1\n")
+    (base / "annotations" / "trainval.txt").write_text("".join(lines[:12]))
+    (base / "annotations" / "test.txt").write_text("".join(lines[12:]))
+
+
+def test_pets_come_with_their_trimaps_and_on_other_backgrounds(tmp_path):
+    fake_pets(tmp_path)
+    data = load_data(DemoConfig(data=DemoDataConfig("pets", str(tmp_path), 32)))
+    assert data.train.masks is not None
+    assert torch.equal(data.tied.masks, data.swapped.masks)
+    kept = data.tied.masks.expand(-1, 3, -1, -1)
+    assert torch.equal(data.swapped.images[kept], data.tied.images[kept])
+    assert not torch.equal(data.swapped.images, data.tied.images)
+
+
+def test_mistakes_are_named(tmp_path, digits):
+    with pytest.raises(FileNotFoundError, match="oxford-iiit-pet"):
+        pets(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="one sub-folder of pictures a class"):
+        image_folder(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"arms must be some of .*'magic'"):
+        run_demo(DemoConfig(arms=["magic"]))
+    with pytest.raises(ValueError, match="got 'magic'"):
+        train_arm("magic", digits, None, seed=0, epochs=1, batch_size=4, start=0.5, target=0.9, p=1)
+    with pytest.raises(ValueError, match=r"NAME=VALUE, got \['epochs'\]"):
+        parse_settings(["epochs"])
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+    for i in range(20):
+        folder = tmp_path / f"class{i % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / f"{i}.png")
+    (tmp_path / "class0" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cannot read the picture .*0\.png"):
+        image_folder(str(tmp_path))
+
+
+def test_the_table_gives_mean_and_deviation():
+    results = [ArmResult("plain", s, 90.0 + s, 10.0, None, 3.0, []) for s in (0, 2)]
+    results.append(ArmResult("infill_aug", 0, 91.0, 50.0, 0.9, 4.0, []))
+    lines = table(results).splitlines()
+    assert lines[2] == "| plain | 91.0 ± 1.4 | 10.0 ± 0.0 | - | 3 |"
+    assert lines[3] == "| infill_aug | 91.0 | 50.0 | 0.90 | 4 |"
+    assert set(ARMS) >= {"plain", "infill_aug"}

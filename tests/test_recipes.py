@@ -1,0 +1,168 @@
+import ast
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hydra")
+pytest.importorskip("lightning")
+pytest.importorskip("skimage")
+pytest.importorskip("sklearn")
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+TINY = ("data.size=32", "data.limit=24", "infills=push_pull", "infills.progress=false")
+
+
+def launch(recipe, *arguments, folder, code=0, prelude=""):
+    """Run a recipe as its users do, in a folder of its own; ``prelude`` is executed before it."""
+    path = str(ROOT / "recipes" / recipe)
+    start = [path]
+    if prelude:
+        start = [
+            "-c",
+            f"{prelude}\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path({path!r}, run_name='__main__')",
+        ]
+    # One thread each: the pictures are tiny, and threads that wait for each other cost more than they compute.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTHONWARNINGS", None)
+    done = subprocess.run(
+        [sys.executable, *start, *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def metrics(folder):
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("metrics.json"))]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_short_and_does_nothing_when_imported(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 120
+    assert 'if __name__ == "__main__":' in text
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_nothing_imports_recipes():
+    assert not (ROOT / "recipes" / "__init__.py").exists()
+    names = {path.stem for path in RECIPES} | {"recipes"}
+    for path in [
+        *(ROOT / "infill_aug").rglob("*.py"),
+        *(ROOT / "recipes").glob("*.py"),
+        *(ROOT / "tests").glob("*.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not names & {name.split(".")[0] for name in imported}, path
+
+
+# --- build_cache.py ---
+
+
+def test_building_a_store_dry_then_real_then_again(tmp_path):
+    dry = launch("build_cache.py", *TINY, "dry_run=true", folder=tmp_path)
+    assert re.search(r"24 images, \d+ infills: about \d+ s and [\d.]+ MB", dry)
+    assert not list(tmp_path.rglob("*.tar"))
+    first = launch("build_cache.py", *TINY, folder=tmp_path)
+    assert int(re.search(r"(\d+) infills generated, 0 already there, 0 failures", first)[1]) > 24
+    assert list((tmp_path / "outputs" / "store" / "digits").rglob("*.tar"))
+    again = launch("build_cache.py", *TINY, folder=tmp_path)
+    assert "0 infills generated" in again
+
+
+def test_a_failure_ends_the_build_with_exit_code_1_and_its_reason(tmp_path):
+    backend = """
+        from infill_aug.infill.push_pull import PushPullBackend, push_pull
+
+        class HalfBroken(PushPullBackend):
+            name = "half_broken"
+
+            def _generate(self, image, mask, config, samples):
+                fill = push_pull(image, mask)
+                fill[::2] = float("nan")
+                return fill
+    """
+    (tmp_path / "half_broken.py").write_text(textwrap.dedent(backend), encoding="utf-8")
+    output = launch("build_cache.py", *TINY, "infills.backend=half_broken:HalfBroken", folder=tmp_path, code=1)
+    assert re.search(r"[1-9]\d* failures", output)
+    assert re.search(r"picture \d+: .*(NaN|finite)", output)
+
+
+# --- train.py ---
+
+
+def test_a_quick_training_leaves_its_numbers_and_configs_in_its_folder(tmp_path):
+    output = launch("train.py", "experiment=quick", "hydra.run.dir=run", folder=tmp_path)
+    (found,) = metrics(tmp_path / "run")
+    assert set(found) == {"data", "seed", "start", "threshold", "tied", "swapped", "seconds"}
+    assert found["data"] == "digits"
+    assert found["threshold"] != found["start"]  # it followed the validation accuracy
+    assert 0 <= found["swapped"] <= 100
+    assert f"swapped {found['swapped']:.1f} %" in output
+    with open(tmp_path / "run" / "csv" / "metrics.csv", encoding="utf-8") as file:
+        assert any(row["infill/threshold"] for row in csv.DictReader(file))
+    assert (tmp_path / "run" / ".hydra" / "config.yaml").is_file()
+
+
+def test_a_sweep_over_thresholds_shares_one_store(tmp_path):
+    swept = ("augment.threshold=0.5,0.9", "callbacks=fixed", "trainer=debug", "hydra.sweep.dir=sweep")
+    output = launch("train.py", "-m", "experiment=quick", *swept, folder=tmp_path)
+    assert [run["threshold"] for run in metrics(tmp_path / "sweep")] == pytest.approx([0.5, 0.9])
+    generated = [int(count) for count in re.findall(r"(\d+) infills generated", output)]
+    assert generated[0] > 0
+    assert generated[1] == 0
+    assert [path.name for path in (tmp_path / "outputs" / "store").iterdir()] == ["digits"]
+
+
+def test_a_plain_training_needs_no_infills(tmp_path):
+    launch("train.py", "experiment=quick", "augment=none", "logger=none", "hydra.run.dir=run", folder=tmp_path)
+    (found,) = metrics(tmp_path / "run")
+    assert found["threshold"] is None
+    assert found["start"] is None
+    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "run" / "csv").exists()
+
+
+def test_a_missing_folder_is_asked_for_by_its_name(tmp_path):
+    output = launch("train.py", "experiment=pets", "hydra.run.dir=run", folder=tmp_path, code=1)
+    assert "data.root=VALUE" in output
+
+
+# --- plain_torch.py ---
+
+NEITHER = "import sys; sys.modules['lightning'] = sys.modules['hydra'] = None"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loop_by_hand_runs_without_lightning_and_hydra(workers, tmp_path):
+    tiny = ("--epochs", "3", "--limit", "40", "--size", "32", "--workers", str(workers))
+    output = launch("plain_torch.py", *tiny, folder=tmp_path, prelude=NEITHER)
+    assert "0 failures" in output
+    thresholds = [float(value) for value in re.findall(r"^epoch \d: .* threshold ([\d.]+)\.", output, re.MULTILINE)]
+    assert len(thresholds) == 3
+    assert thresholds[0] == 0.5  # warm-up
+    assert thresholds[-1] != 0.5
+
+
+def test_the_loop_by_hand_takes_a_folder_of_pictures(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for i in range(20):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (36 + i % 3, 40, 3), dtype=np.uint8)).save(path)
+    arguments = ("--folder", "pictures", "--store", "store", "--size", "32", "--epochs", "1")
+    assert "16 images" in launch("plain_torch.py", *arguments, folder=tmp_path)
+    assert (tmp_path / "store" / "STORE.json").is_file()
