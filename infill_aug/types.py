@@ -28,7 +28,7 @@ class ConfidenceMap(tv_tensors.TVTensor):
 
     Args:
         data: tensor, array or greyscale PIL picture.
-        dtype: wanted dtype; by default the one that ``data`` has.
+        dtype: wanted dtype, with the values brought to its range; by default the one that ``data`` has.
         device: wanted device; by default the one that ``data`` has.
 
     Raises:
@@ -48,10 +48,14 @@ class ConfidenceMap(tv_tensors.TVTensor):
         """Check and wrap ``data``."""
         if isinstance(data, PILImage.Image):
             data = F.pil_to_tensor(data.convert("L"))
-        tensor = torch.as_tensor(data, dtype=dtype, device=device)
+        tensor = torch.as_tensor(data, device=device)
         if tensor.ndim == 2:
             tensor = tensor.unsqueeze(0)
         check_confidence(tensor)
+        if dtype == torch.uint8:
+            tensor = quantise_confidence(tensor)
+        elif dtype is not None:
+            tensor = (tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor).to(dtype)
         return tensor.as_subclass(cls)
 
 
@@ -120,13 +124,17 @@ def _interpolated(kernel: Callable[..., Tensor]) -> Callable[..., ConfidenceMap]
             kwargs["fill"] = None
         plain = inpt.as_subclass(Tensor)
         full = 255 if plain.dtype == torch.uint8 else 1
-        scaled = plain.float()
-        # The indicator rides along as a second channel: one pass, and the same geometry by construction.
-        moved = kernel(torch.cat([scaled, (plain == full).float()], dim=-3), *args, **kwargs)
-        values, sticky = moved[..., :1, :, :], moved[..., 1:, :, :] > 1 / 512
-        if plain.dtype == torch.uint8:
-            values = values.round()
-        values = torch.where(sticky, full, values.clamp(0, full)).to(plain.dtype)
+        # The indicator rides along as a second channel: one pass, and the same geometry by construction. It stays in
+        # the map's dtype, since torchvision's uint8 kernels are several times faster than its floating point ones.
+        indicator = (plain == full).to(plain.dtype) * full
+        moved = kernel(torch.cat([plain, indicator], dim=-3), *args, **kwargs)
+        values, sticky = moved[..., :1, :, :], moved[..., 1:, :, :]
+        if kwargs.get("antialias") is False:
+            # Without antialiasing a kernel looks at a few pixels only; the image, moved by nearest neighbour, may take
+            # its pixel from one of the others.
+            sticky = kernel(indicator, *args, **{**kwargs, "antialias": True})
+        sticky = sticky > full / 512
+        values = values.clamp(0, full).masked_fill(sticky, full)
         return tv_tensors.wrap(values, like=inpt)
 
     return move

@@ -407,8 +407,9 @@ def _check_resume(store: InfillStore, recipe: Recipe, resume: str) -> None:
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` indices, evenly spaced."""
-    return sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(min(count, wanted))})
+    """At most ``wanted`` indices, evenly spaced from first to last."""
+    wanted = min(wanted, count)
+    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
 def _pool(plan: Planner, size: int) -> Iterator[PoolSample]:

@@ -75,8 +75,11 @@ def decode_infill(payload: bytes, image: Tensor) -> Tensor:
         raise ValueError(f"the stored infill is {tuple(stored.shape[-2:])}, its image {tuple(image.shape[-2:])}")
     if stored.shape[0] == 3:
         return stored
-    # Bitwise select: 65 times faster than torch.where with a broadcast mask at this size.
-    return image ^ ((image ^ stored[:3]) & stored[3:])
+    # Bitwise select, in place: many times faster than torch.where with a broadcast mask, and one allocation only.
+    difference = image ^ stored[:3]
+    difference &= stored[3:]
+    difference ^= image
+    return difference
 
 
 def encode_map(confidence: Tensor) -> tuple[bytes, str]:

@@ -112,7 +112,10 @@ class DonorBackend(InfillBackend):
         ]
         if not donors:
             kind = f"of another class than {sample.label!r}" if other_class else "other than the image itself"
-            raise InfillError(f"none of the {len(self._plates)} donors is {kind}; raise pool_size")
+            raise InfillError(
+                f"none of the {len(self._plates)} donors is {kind}; "
+                "fill from a dataset that has such images, or raise pool_size"
+            )
         return donors[int(random.integers(len(donors)))]
 
 
