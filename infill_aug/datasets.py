@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -33,6 +34,9 @@ class InfillDataset(Dataset[dict[str, Any]]):
         transforms: v2 transforms for the whole sample; geometric, or photometric on 0..1, never ``Normalize``.
         threshold: the threshold in force, to read the narrowest stored level that covers it; the best infill is the
             one that was generated for nearly the mask it is used with. ``None`` reads the widest.
+        p: probability that a sample's infill is read at all; a sample without gets its image as infill and full
+            confidence, so that no step changes it. Where reading is the bottleneck, use this instead of the ``p`` of
+            ``InfillAugment``, which leaves out what has been read.
         protect: ``"boxes"`` or ``"masks"``: labelled objects of the target that are never regenerated.
         recipe: fingerprint of the recipe to read; by default the one that was built last.
         on_miss: ``"error"``, or ``"original"`` to train on images without infill as they are.
@@ -59,6 +63,7 @@ class InfillDataset(Dataset[dict[str, Any]]):
         *,
         transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         threshold: float | ThresholdState | None = None,
+        p: float = 1.0,
         protect: str | None = None,
         recipe: str | None = None,
         on_miss: str = "error",
@@ -66,7 +71,10 @@ class InfillDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if protect not in (None, "boxes", "masks"):
             raise ValueError(f"protect must be None, 'boxes' or 'masks', got {protect!r}")
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must lie in 0..1, got {p}")
         self.base = base
+        self.p = p
         self.reader = InfillReader(store, recipe=recipe, threshold=threshold, on_miss=on_miss)
         self.transforms = transforms
         self.protect = protect
@@ -82,16 +90,28 @@ class InfillDataset(Dataset[dict[str, Any]]):
             InfillMissError: the store has nothing for this image, and ``on_miss`` is ``"error"``.
         """
         image, target = split_sample(self.base[index], self.image_key)
+        target = target if target is not None else -1  # default_collate has no place for None
+        transforms = self.transforms or _unchanged
+        if self.p < 1 and float(torch.rand(())) >= self.p:
+            sample = transforms({IMAGE: tv_tensors.Image(image), TARGET: target})
+            image = sample[IMAGE]
+            full = torch.full((1, *image.shape[-2:]), 255, dtype=torch.uint8)
+            return {IMAGE: image, INFILL: image, CONFIDENCE: ConfidenceMap(full), TARGET: sample[TARGET]}
         infill, confidence = self.reader.read(image)
         if self.protect:
             confidence = protect_labelled(confidence, target, self.protect)
-        sample = {
-            IMAGE: tv_tensors.Image(image),
-            INFILL: tv_tensors.Image(infill),
-            CONFIDENCE: ConfidenceMap(confidence),
-            TARGET: target if target is not None else -1,  # default_collate has no place for None
-        }
-        return sample if self.transforms is None else self.transforms(sample)
+        return transforms(
+            {
+                IMAGE: tv_tensors.Image(image),
+                INFILL: tv_tensors.Image(infill),
+                CONFIDENCE: ConfidenceMap(confidence),
+                TARGET: target,
+            }
+        )
+
+
+def _unchanged(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample
 
 
 def restore_structure(image: Any, target: Any) -> Any:

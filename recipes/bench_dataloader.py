@@ -89,6 +89,9 @@ def main() -> None:
             )
             print(f"{codec}: {report}")
             arms[f"InfillDataset, {codec}"] = ia.InfillDataset(base, store, transforms=v2.Compose(geometry))
+        arms["InfillDataset, webp, p=0.5"] = ia.InfillDataset(
+            base, Path(scratch) / "webp", transforms=v2.Compose(geometry), p=0.5
+        )
         transform = ia.InfillTransform(Path(scratch) / "webp", threshold=0.8, p=1.0, feather=0)
         arms["InfillTransform, webp, p=1"] = ImageFolder(
             root, transform=v2.Compose([transform, v2.ToImage(), *geometry])

@@ -21,18 +21,11 @@ from torchvision.transforms import v2
 
 from infill_aug import AdaptiveThreshold, InfillDataModule, ThresholdState
 from infill_aug.config import instantiate, register
-from infill_aug.demo.arms import DemoClassifier, DemoDataModule, accuracy
+from infill_aug.demo.arms import DemoClassifier, DemoDataModule, accuracy, geometry
 from infill_aug.demo.data import DemoData
 
 # Before hydra.main, which composes: configs/ builds on these typed configs.
 register()
-
-
-def geometry(data: DemoData) -> list[v2.Transform]:
-    """Small shifts, and mirroring where that keeps the class."""
-    size = data.train.images.shape[-1]
-    shift = v2.RandomCrop(size, padding=size // 12, padding_mode="reflect")
-    return [shift, v2.RandomHorizontalFlip()] if data.mirror else [shift]
 
 
 def plain_module(cfg: DictConfig, data: DemoData) -> pl.LightningDataModule:

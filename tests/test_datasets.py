@@ -152,6 +152,21 @@ def test_variants_are_drawn_at_random_and_follow_the_seed(store):
     assert len({a.numpy().tobytes() for a in first}) == 2
 
 
+def test_a_sample_whose_infill_is_not_read_is_one_that_no_step_changes(store):
+    dataset = InfillDataset(Pictures(), store, p=0.5, transforms=v2.RandomCrop(16))
+    read = 0
+    for i in range(64):
+        sample = dataset[i % 8]
+        assert sample["image"].shape == sample["infill"].shape == (3, 16, 16)
+        if bool((sample["confidence"] == 255).all()):
+            assert torch.equal(sample["image"], sample["infill"])
+        else:
+            read += 1
+    assert 18 < read < 46
+    with pytest.raises(ValueError, match=r"p must lie in 0..1, got 3"):
+        InfillDataset(Pictures(), store, p=3)
+
+
 def test_protected_objects_of_the_target_are_added_to_the_map(store):
     boxes = tv_tensors.BoundingBoxes([[0.0, 0.0, 6.0, 6.0]], format="XYXY", canvas_size=(24, 24))
     sample = InfillDataset([(picture(0), {"boxes": boxes})], store, protect="boxes")[0]

@@ -104,6 +104,18 @@ def test_grading_is_the_same_alone_and_in_a_batch():
     assert not together[1].any()
 
 
+@pytest.mark.parametrize("size", [(96, 128), (200, 300)])
+def test_a_map_does_not_depend_on_the_number_of_threads(size):
+    wanted = grade(object_weights(*size), 0.2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        again = grade(object_weights(*size), 0.2)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(again, wanted)
+
+
 def test_a_thin_object_does_not_vanish_on_a_coarse_grid():
     weights = torch.zeros(1, 1, 400, 400)
     weights[..., 123, 77] = 1

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
 import textwrap
@@ -101,19 +102,27 @@ def test_a_sample_is_filled_alike_alone_in_a_batch_at_any_position_and_beside_an
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_fill_does_not_depend_on_threads_or_memory_layout(name):
+def test_a_fill_does_not_depend_on_the_memory_layout(name):
     backend = make(name)
     image, mask, samples = request(2, 70, 130)
     wanted = backend.generate_infill(image, mask, CAT, samples=samples)
     flipped = image.flip(-1).contiguous().flip(-1)
     for other in (image.to(memory_format=torch.channels_last), image.mT.contiguous().mT, flipped):
         assert torch.equal(backend.generate_infill(other, mask, CAT, samples=samples), wanted)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_fill_does_not_depend_on_the_number_of_threads(name):
+    backend = make(name)
+    image, mask, samples = request(2, 70, 130)
+    wanted = backend.generate_infill(image, mask, CAT, samples=samples)
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads + 1)
     try:
-        assert torch.equal(backend.generate_infill(image, mask, CAT, samples=samples), wanted)
+        again = make(name).generate_infill(image, mask, CAT, samples=samples)
     finally:
         torch.set_num_threads(threads)
+    assert torch.equal(again, wanted)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -336,7 +345,6 @@ def test_options_out_of_range_are_refused_by_name(name, options, message):
         ("telea", {"radius": -1}),
         ("telea", {"radius": "wide"}),
         ("donor", {"color_match": 7}),
-        ("donor", {"other_class": 3}),
     ],
 )
 def test_options_of_a_descriptor_are_checked_like_arguments_before_anything_is_filled(name, options):
@@ -426,7 +434,7 @@ def test_a_donor_is_never_the_image_itself():
         fill = backend.generate_infill(image, mask, CAT, samples=[SampleContext(donors[0].key, seed)])
         assert (fill[inside].min() * 255).round() >= donors[1].image.min()
     backend.prepare(donors[:1])
-    with pytest.raises(PartialInfillError, match="other than the image itself.*pool_size"):
+    with pytest.raises(PartialInfillError, match=r"other than the image itself.*pool_size"):
         backend.generate_infill(image, mask, CAT, samples=[SampleContext(donors[0].key, 0)])
 
 
@@ -438,7 +446,7 @@ def test_all_other_donors_are_used():
         backend.generate_infill(image, mask, CAT, samples=[SampleContext("x", s)])[mask.expand_as(image)].mean()
         for s in range(40)
     ]
-    assert len({round(float(mean) * 255 / 20) for mean in means}) == 4
+    assert {round((float(mean) * 255 - 49.5) / 20) for mean in means} == {0, 1, 2, 3}
 
 
 def test_other_class_takes_donors_of_another_class_only_and_says_what_is_missing():
@@ -586,7 +594,7 @@ def test_noise_fills_small_pictures_at_every_complexity(side, complexity):
     fill = load_backend("noise").generate_infill(
         image, mask, dataclasses.replace(CAT, complexity=complexity), samples=samples
     )
-    assert fill[mask.expand_as(fill)].std() > 0.05
+    assert fill[..., 1 : side - 1, 1 : side - 1].std((2, 3)).min() > 0.02
 
 
 def test_noise_has_the_colours_of_what_is_visible():
@@ -678,7 +686,7 @@ def test_different_faults_of_one_batch_are_told_apart():
         Faulty().generate_infill(image, mask, CAT, samples=samples)
     assert sorted(caught.value.reasons) == [0, 2, 3, 5, 6]
     for i, reason in caught.value.reasons.items():
-        assert REASONS[labels[i]].replace("\\", "").split(",")[0] in reason
+        assert re.search(REASONS[labels[i]], reason)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
@@ -696,7 +704,7 @@ def test_a_sample_that_does_not_fit_in_memory_alone_is_reported():
     image, mask, samples = faulty_request([None] * 3)
     with (
         pytest.warns(ResourceWarning, match="halving"),
-        pytest.raises(PartialInfillError, match="3 of 3.*OutOfMemoryError.*out of memory"),
+        pytest.raises(PartialInfillError, match=r"3 of 3.*OutOfMemoryError.*out of memory"),
     ):
         Faulty(limit=0).generate_infill(image, mask, CAT, samples=samples)
 
@@ -723,7 +731,7 @@ def test_what_a_backend_draws_outside_the_mask_reaches_no_kept_pixel():
         name = "careless"
 
         def _generate(self, image, mask, config, samples):
-            return torch.where(mask, image.new_tensor([[0.1, 0.5] * 8]), torch.nan)
+            return torch.where(mask, image.new_tensor([0.1, 0.5] * 8).expand_as(image), torch.nan)
 
     image, mask, samples = faulty_request([None] * 3)
     fill = Careless().generate_infill(image, mask, CAT, samples=samples)

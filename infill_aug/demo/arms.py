@@ -23,7 +23,7 @@ from infill_aug.threshold import ProportionalLaw, ThresholdState
 from infill_aug.variation import Variation
 
 ARMS = ("plain", "RandomErasing", "RandAugment", "infill_aug")
-_NORMALIZE = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+NORMALIZE = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class DemoDataModule(pl.LightningDataModule):
 
 
 def _to_input() -> v2.Transform:
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*_NORMALIZE)])
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORMALIZE)])
 
 
-def _geometry(data: DemoData) -> list[v2.Transform]:
+def geometry(data: DemoData) -> list[v2.Transform]:
     """What every arm does: small shifts, and mirroring where that keeps the class."""
     size = data.train.images.shape[-1]
     shift: list[v2.Transform] = [v2.RandomCrop(size, padding=size // 12, padding_mode="reflect")]
@@ -165,7 +165,7 @@ def train_arm(
     if arm not in ARMS:
         raise ValueError(f"arm must be one of {ARMS}, got {arm!r}")
     pl.seed_everything(seed, verbose=False)
-    geometry = _geometry(data)
+    shared = geometry(data)
     extra: dict[str, list[v2.Transform]] = {
         "RandomErasing": [v2.RandomErasing(p=0.5, value=0.0)],
         "RandAugment": [v2.RandAugment()],
@@ -175,15 +175,13 @@ def train_arm(
     adaptive = None
     if arm == "infill_aug":
         state = ThresholdState.from_threshold(start)
-        augment = InfillAugment(state, p=p, jitter=0.05, feather=0, variation=Variation(), normalize=_NORMALIZE)
-        module = InfillDataModule(
-            DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(geometry)
-        )
+        augment = InfillAugment(state, p=p, jitter=0.05, feather=0, variation=Variation(), normalize=NORMALIZE)
+        module = InfillDataModule(DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(shared))
         adaptive = AdaptiveThreshold("val_acc", law=ProportionalLaw(target, samples=len(data.val)))
         callbacks.append(adaptive)
     else:
         early, late = (extra[arm], []) if arm == "RandAugment" else ([], extra.get(arm, []))
-        transform = v2.Compose([*early, *geometry, *_to_input().transforms, *late])
+        transform = v2.Compose([*early, *shared, *_to_input().transforms, *late])
         module = DemoDataModule(data, transform, batch_size)
     recorder = _Recorder(adaptive)
     model = DemoClassifier(len(data.classes))
