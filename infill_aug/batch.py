@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infill_aug.functional.composite import composite
-from infill_aug.functional.masks import feather_mask, threshold_mask
+from infill_aug.functional.masks import feather_mask, masked_share, threshold_mask
 from infill_aug.threshold import ThresholdState
 from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK
 
@@ -40,6 +40,10 @@ class InfillAugment(nn.Module):
         normalize: mean and standard deviation, three numbers each, or ``None``.
         dtype: floating point dtype of the output image.
 
+    Attributes:
+        masked_share: mean share of regenerated pixels over the changed samples of the last batch, a scalar tensor on
+            its device; it stays below the threshold where protected pixels leave nothing more to mask.
+
     Raises:
         ValueError: an argument out of range.
 
@@ -53,9 +57,6 @@ class InfillAugment(nn.Module):
         >>> InfillAugment(threshold=0.5, p=1.0, feather=0)(batch)["image"].mean().item()
         0.5
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -88,11 +89,12 @@ class InfillAugment(nn.Module):
         self.p, self.jitter, self.feather, self.protect_above = p, jitter, feather, protect_above
         self.variation = variation
         self.dtype = dtype
+        self.masked_share: Tensor | None = None
         mean, std = normalize if normalize is not None else ((0.0,) * 3, (1.0,) * 3)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"normalize must be (mean, std) of three numbers each, std above 0, got {normalize}")
-        self.register_buffer("mean", torch.tensor([float(v) for v in mean]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([float(v) for v in std]).view(1, 3, 1, 1), persistent=False)
+        # No buffer: a model that is moved to half precision must not take the statistics along.
+        self._statistics = torch.tensor([[float(v) for v in mean], [float(v) for v in std]]).view(2, 1, 3, 1, 1)
 
     @property
     def threshold_state(self) -> ThresholdState | None:
@@ -114,6 +116,10 @@ class InfillAugment(nn.Module):
                 "default collate"
             )
         image = batch[IMAGE]
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(
+                f"image {tuple(image.shape)} does not fit, it must be (B, 3, H, W); repeat the channel of grey pictures"
+            )
         rest = {key: value for key, value in batch.items() if key not in (IMAGE, INFILL, CONFIDENCE)}
         if not self.training:
             return {**rest, IMAGE: self.normalize(image)}
@@ -123,7 +129,9 @@ class InfillAugment(nn.Module):
                 f"image {tuple(image.shape)}, infill {tuple(infill.shape)} and confidence {tuple(confidence.shape)} "
                 "do not fit; give all three to the same geometric transforms, as v2 does with a dictionary"
             )
-        augmented, mask = self.augment(image, infill, confidence, *self.make_params(image.shape[0], image.device))
+        threshold, changed = self.make_params(image.shape[0], image.device)
+        augmented, mask = self.augment(image, infill, confidence, threshold, changed)
+        self.masked_share = masked_share(mask).sum() / changed.sum().clamp(min=1)
         return {**rest, IMAGE: augmented, MASK: mask}
 
     def make_params(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -153,7 +161,10 @@ class InfillAugment(nn.Module):
 
     def normalize(self, image: Tensor) -> Tensor:
         """``(B, 3, H, W)`` image, ``uint8`` or in 0..1, as normalised ``dtype``."""
-        return ((_unit(image) - self.mean.to(image.device)) / self.std.to(image.device)).to(self.dtype)
+        if self._statistics.device != image.device:
+            self._statistics = self._statistics.to(image.device)
+        mean, std = self._statistics
+        return ((_unit(image) - mean) / std).to(self.dtype)
 
     def extra_repr(self) -> str:
         """What is printed of this module."""

@@ -23,7 +23,7 @@ class InfillDataset(Dataset[dict[str, Any]]):
 
     Convention:
         * ``image`` and ``infill``: ``tv_tensors.Image`` ``(3, H, W)`` ``uint8``; ``confidence``: ``ConfidenceMap``
-          ``(1, H, W)`` ``uint8``; ``target``: the base dataset's own, whatever it is
+          ``(1, H, W)`` ``uint8``, full where nothing was generated; ``target``: the base dataset's own, whatever it is
         * geometric v2 transforms move all of them together; ``InfillAugment`` puts them together on the device
         * infills are found by the image's pixels: subsets, shuffles and renamed files need no new build
         * the variant is drawn from torch's generator, so that worker seeding works as usual
@@ -32,8 +32,9 @@ class InfillDataset(Dataset[dict[str, Any]]):
         base: map-style dataset, with images before any transform: tuples or mappings, PIL, arrays or tensors.
         store: an ``InfillStore`` or the folder of one.
         transforms: v2 transforms for the whole sample; geometric, or photometric on 0..1, never ``Normalize``.
-        threshold: the threshold in force, to read the narrowest stored level that covers it; the best infill is the
-            one that was generated for nearly the mask it is used with. ``None`` reads the widest.
+        threshold: the threshold in force, to read the narrowest stored level that covers it: the best infill is the
+            one that was generated for nearly the mask it is used with. ``None`` reads the widest. So do samples with
+            ``transforms``, since a share of a crop can be more than that share of the picture.
         p: probability that a sample's infill is read at all; a sample without gets its image as infill and full
             confidence, so that no step changes it. Where reading is the bottleneck, use this instead of the ``p`` of
             ``InfillAugment``, which leaves out what has been read.
@@ -75,7 +76,8 @@ class InfillDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"p must lie in 0..1, got {p}")
         self.base = base
         self.p = p
-        self.reader = InfillReader(store, recipe=recipe, threshold=threshold, on_miss=on_miss)
+        level = threshold if transforms is None else None
+        self.reader = InfillReader(store, recipe=recipe, threshold=level, on_miss=on_miss)
         self.transforms = transforms
         self.protect = protect
         self.image_key = image_key

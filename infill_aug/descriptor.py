@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -83,10 +84,12 @@ class TaskDescriptor:
         if not isinstance(source, Mapping):
             text = str(source)
             if not text.lstrip().startswith("{"):
-                path = Path(text)
-                if not path.is_file():
-                    raise FileNotFoundError(f"no descriptor file at {text!r}; pass JSON text, a path or a mapping")
-                text = path.read_text(encoding="utf-8")
+                try:
+                    text = Path(text).read_text(encoding="utf-8")
+                except OSError as error:  # also a text too long to be a path
+                    raise FileNotFoundError(
+                        f"no descriptor file at {text[:80]!r}; pass a path, a mapping, or JSON text with its braces"
+                    ) from error
             try:
                 data = json.loads(text)
             except json.JSONDecodeError as error:
@@ -104,7 +107,7 @@ class TaskDescriptor:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields that say something, as plain JSON values."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data = {f.name: copy.deepcopy(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {key: value for key, value in data.items() if value is not None and value != {}}
 
     def to_json(self) -> str:

@@ -68,6 +68,8 @@ def generate_dynamic_mask(
     threshold = profile.threshold if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in 0..1, got {threshold}")
+    if not 0 <= fill <= 1:
+        raise ValueError(f"fill must lie in 0..1, got {fill}")
     pictures, unit = to_batch(image)
     if confidence is None:
         source = source_from_profile(profile)

@@ -13,7 +13,8 @@ from infill_aug.descriptor import TaskDescriptor
 from infill_aug.dynamic_mask import generate_dynamic_mask
 from infill_aug.functional.composite import composite
 from infill_aug.functional.masks import feather_mask
-from infill_aug.infill import InfillBackend, load_backend
+from infill_aug.infill import InfillBackend, SampleContext, load_backend
+from infill_aug.key import image_digest, seed_from
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import to_batch
 
@@ -78,13 +79,19 @@ def process_image(
         descriptor = TaskDescriptor.from_json(descriptor)
     if not isinstance(backend, InfillBackend):
         backend = load_backend(backend or descriptor.backend or "push_pull")
+    if feather < 0:
+        raise ValueError(f"feather must be 0 pixels or more, got {feather}")
+    pictures, unit = to_batch(image)
     found = generate_dynamic_mask(
         image, profile if profile is not None else "centre_prior", threshold, target=target, confidence=confidence
     )
-    infill = backend.generate_infill(found.masked_image, found.mask, descriptor)
+    # Known by the whole picture, so that a backend that fills from other pictures can tell it from them.
+    keys = [image_digest(picture) for picture in pictures]
+    samples = [SampleContext(key, seed_from(descriptor.seed, key)) for key in keys]
+    infill = backend.generate_infill(found.masked_image, found.mask, descriptor, samples=samples)
     varied = infill
     if variation is not None:
         with torch.no_grad():
             varied = variation(infill, found.mask.float()).clamp(0, 1)
-    result = composite(to_batch(image)[1], varied, feather_mask(found.mask, feather))
+    result = composite(unit, varied, feather_mask(found.mask, feather))
     return ProcessedImage(result, found.confidence, found.mask, infill, found.threshold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -60,7 +60,12 @@ class TaskProfile:
             raise ValueError(f"profile {self.name!r}: 'mode' must be 'quantile' or 'absolute', got {self.mode!r}")
         if not isinstance(self.source_options, Mapping):
             raise ValueError(f"profile {self.name!r}: 'source_options' must be a mapping, got {self.source_options!r}")
-        object.__setattr__(self, "source_options", dict(self.source_options))
+        try:
+            # A private copy in plain JSON: a profile reads back from its own file to an equal profile.
+            options = json.loads(json.dumps(dict(self.source_options), default=_listed))
+        except TypeError as error:
+            raise ValueError(f"profile {self.name!r}: 'source_options' must hold JSON values only: {error}") from error
+        object.__setattr__(self, "source_options", options)
         try:
             low, high = (float(bound) for bound in self.bounds)
         except (TypeError, ValueError):
@@ -103,6 +108,8 @@ class TaskProfile:
         unknown = sorted(str(key) for key in data if key not in allowed)
         if unknown:
             raise ValueError(f"unknown profile fields {unknown}; allowed: {allowed}")
+        if "name" not in data:
+            raise ValueError("missing profile field 'name'")
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +127,13 @@ def list_profiles() -> list[str]:
     """
     folder = resources.files("infill_aug") / "profiles"
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _listed(value: Any) -> list[Any]:
+    """Sequences that JSON does not know, such as a range or a list of OmegaConf."""
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{value!r} of type {type(value).__name__}")
 
 
 def _read(source: str) -> tuple[str, str]:

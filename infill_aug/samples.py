@@ -34,6 +34,24 @@ def to_uint8_image(image: Any) -> Tensor:
         >>> to_uint8_image(np.zeros((4, 5), np.uint8)).shape
         torch.Size([3, 4, 5])
     """
+    tensor = _rgb(image)
+    if tensor.is_floating_point():
+        low, high = (float(v) for v in torch.aminmax(tensor))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"a floating point image must lie in 0..1, got values from {low:.4g} to {high:.4g}; "
+                "take Normalize out of the dataset's transform: InfillAugment normalises last"
+            )
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    elif tensor.dtype == torch.uint16:
+        tensor = (tensor.to(torch.int32) >> 8).to(torch.uint8)
+    elif tensor.dtype != torch.uint8:
+        raise ValueError(f"an image must be uint8, uint16 or floating point, got {tensor.dtype}")
+    return tensor.contiguous()
+
+
+def _rgb(image: Any) -> Tensor:
+    """Any picture as a ``(3, H, W)`` tensor on the CPU, in the dtype that it came in."""
     if isinstance(image, PILImage.Image):
         if image.mode.startswith("I"):  # 16 bits: convert("RGB") would clip nearly everything to white
             image = np.asarray(image).astype(np.uint16)
@@ -43,8 +61,6 @@ def to_uint8_image(image: Any) -> Tensor:
         array = image[..., None] if image.ndim == 2 else image
         if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
             raise ValueError(f"an image array must be (H, W) or (H, W, 1 | 3 | 4), got shape {image.shape}")
-        if array.dtype == np.uint16:
-            array = (array >> 8).astype(np.uint8)
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1)
     if not isinstance(image, Tensor):
         raise TypeError(
@@ -56,18 +72,7 @@ def to_uint8_image(image: Any) -> Tensor:
         tensor = tensor.unsqueeze(0)
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4) or 0 in tensor.shape:
         raise ValueError(f"an image tensor must be (1 | 3 | 4, H, W) and not empty, got shape {tuple(image.shape)}")
-    if tensor.is_floating_point():
-        low, high = (float(v) for v in torch.aminmax(tensor))
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"a floating point image must lie in 0..1, got values from {low:.4g} to {high:.4g}; "
-                "take Normalize out of the dataset's transform: InfillAugment normalises last"
-            )
-        tensor = (tensor.float() * 255).round().to(torch.uint8)
-    elif tensor.dtype != torch.uint8:
-        raise ValueError(f"an image must be uint8 or floating point, got {tensor.dtype}")
-    tensor = tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor[:3]
-    return tensor.contiguous()
+    return tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor[:3]
 
 
 def to_batch(image: Any) -> tuple[Tensor, Tensor]:
@@ -83,10 +88,13 @@ def to_batch(image: Any) -> tuple[Tensor, Tensor]:
         >>> [tuple(t.shape) for t in to_batch(torch.rand(3, 4, 5))]
         [(1, 3, 4, 5), (1, 3, 4, 5)]
     """
-    batched = isinstance(image, Tensor) and image.ndim == 4
-    pictures = torch.stack([to_uint8_image(one) for one in (image if batched else [image])])
-    if isinstance(image, Tensor) and image.is_floating_point() and image.ndim >= 3 and image.shape[-3] == 3:
-        return pictures, image.detach().as_subclass(Tensor).float().cpu().reshape(pictures.shape)
+    images = list(image) if isinstance(image, Tensor) and image.ndim == 4 else [image]
+    if not images:
+        raise ValueError(f"the batch is empty: shape {tuple(image.shape)}")
+    pictures = torch.stack([to_uint8_image(one) for one in images])
+    own = [_rgb(one) for one in images]
+    if own[0].is_floating_point():
+        return pictures, torch.stack(own).float()
     return pictures, pictures.float() / 255
 
 
@@ -115,7 +123,7 @@ def split_sample(sample: Any, image_key: str | int | None = None) -> tuple[Tenso
             raise KeyError(f"the sample has no image under {image_key or _IMAGE_KEYS}; its keys are {list(sample)}")
         return to_uint8_image(sample[key]), {k: v for k, v in sample.items() if k != key}
     if isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
-        position = int(image_key or 0)
+        position = int(image_key or 0) % len(sample)
         rest = [part for i, part in enumerate(sample) if i != position]
         return to_uint8_image(sample[position]), (rest[0] if len(rest) == 1 else tuple(rest) or None)
     return to_uint8_image(sample), None

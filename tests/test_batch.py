@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 import shutil
 
 import pytest
@@ -9,10 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from infill_aug.batch import InfillAugment
+from infill_aug.cache.build import build_cache
+from infill_aug.datasets import InfillDataset
 from infill_aug.functional.masks import masked_share, threshold_mask
+from infill_aug.infill.backend import InfillBackend
 from infill_aug.threshold import ThresholdState
 from infill_aug.types import ConfidenceMap
 from infill_aug.variation import Variation
@@ -110,7 +115,7 @@ def test_masked_pixels_are_the_infill_and_soft_ones_a_blend():
     hard, soft = (InfillAugment(0.5, p=1.0, feather=feather)(given_batch)["image"][0, 0, 5] for feather in (0, 3))
     assert hard.tolist() == [1.0] * 8 + [0.0] * 8
     assert (soft[:4] == 1).all()
-    assert ((soft[5:8] > 0) & (soft[5:8] < 1)).all()
+    assert 1 > soft[6] > soft[7] > 0
     assert (soft[8:] == 0).all()
 
 
@@ -208,6 +213,22 @@ def test_a_sample_is_composed_alike_alone_and_in_a_batch():
         assert torch.equal(alone["mask"][0], together["mask"][i])
 
 
+def test_the_masked_share_of_the_last_batch_is_that_of_its_changed_samples():
+    augment = InfillAugment(0.5, p=0.5, protect_above=None)
+    out = augment(batch(200, 16, 16))
+    shares = masked_share(out["mask"])
+    assert 0 < (shares > 0).float().mean() < 1
+    torch.testing.assert_close(augment.masked_share, shares[shares > 0].mean())
+    none = InfillAugment(0.5, p=0.0)
+    none(batch())
+    assert none.masked_share == 0
+    given_batch = batch()
+    given_batch["confidence"][..., :8] = 255
+    protected = InfillAugment(1.0, p=1.0)
+    protected(given_batch)
+    assert protected.masked_share <= 0.5
+
+
 # --- the shared threshold ---
 
 
@@ -231,6 +252,32 @@ def test_a_threshold_state_brings_its_own_mode():
     out = InfillAugment(state, mode="quantile", p=1.0)(given_batch)
     assert torch.equal(out["mask"], given_batch["confidence"] <= 100)
     assert InfillAugment(0.5).threshold_state is None
+
+
+@pytest.mark.parametrize("reads", ["the widest level", "the narrowest level"])
+@pytest.mark.parametrize(
+    "crop", [v2.Identity(), v2.CenterCrop(20), v2.RandomResizedCrop(24, (0.2, 0.4), antialias=True)], ids=repr
+)
+def test_what_is_masked_was_generated_also_after_a_crop_that_cuts_the_background_off(crop, reads, tmp_path):
+    pictures = [(torch.randint(0, 128, (3, 32, 32), dtype=torch.uint8), 0) for _ in range(4)]
+    build_cache(
+        pictures, tmp_path, profile="centre_prior", backend=f"{__name__}:White", levels=(0.25, 0.5, 1.0), progress=False
+    )
+    threshold = 0.5 if reads == "the narrowest level" else None
+    dataset = InfillDataset(pictures, tmp_path, threshold=threshold, transforms=crop)
+    out = InfillAugment(0.5, p=1.0, feather=0)(default_collate([dataset[i] for i in range(4)]))
+    assert masked_share(out["mask"]).mean() > 0.3
+    inside = out["image"][out["mask"].expand_as(out["image"])]
+    assert (inside > 0.8).float().mean() > 0.9
+
+
+class White(InfillBackend):
+    """Nearly white, so that what was generated can be told from what was there."""
+
+    name = "white"
+
+    def _generate(self, image, mask, config, samples):
+        return 0.9 + 0.1 * torch.rand(image.shape)
 
 
 # --- modes of running ---
@@ -375,23 +422,24 @@ def test_a_missing_key_is_named_with_those_there_are(missing):
         ("confidence", torch.zeros(4, 12, 16, dtype=torch.uint8)),
         ("confidence", torch.zeros(1, 1, 12, 16, dtype=torch.uint8)),
         ("confidence", torch.zeros(4, 3, 12, 16, dtype=torch.uint8)),
-        ("image", torch.zeros(3, 12, 16, dtype=torch.uint8)),
+        ("image", torch.zeros(4, 3, 12, 15, dtype=torch.uint8)),
     ],
 )
 def test_sizes_that_do_not_fit_are_all_named(key, value):
     given_batch = {**batch(), key: value}
-    with pytest.raises(ValueError, match="do not fit") as caught:
+    with pytest.raises(ValueError, match="not fit") as caught:
         InfillAugment()(given_batch)
     for each in ("image", "infill", "confidence"):
         assert str(tuple(given_batch[each].shape)) in str(caught.value)
 
 
-def test_grey_pictures_are_refused_and_not_silently_given_three_channels():
-    grey = {"image": torch.zeros(2, 1, 8, 8), "infill": torch.zeros(2, 1, 8, 8)}
-    with pytest.raises(ValueError, match=r"\(2, 1, 8, 8\)"):
-        InfillAugment()({**grey, "confidence": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})
-    with pytest.raises(ValueError, match=r"\(2, 1, 8, 8\)"):
-        InfillAugment().eval()({"image": grey["image"]})
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 8, 8), (2, 4, 8, 8)], ids=["grey", "no batch", "alpha"])
+def test_images_of_another_shape_are_refused_in_training_and_in_eval_mode(shape):
+    image = torch.zeros(shape, dtype=torch.uint8)
+    given_batch = {"image": image, "infill": image, "confidence": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}
+    for augment in (InfillAugment(), InfillAugment().eval()):
+        with pytest.raises(ValueError, match=re.escape(str(shape))):
+            augment(given_batch)
 
 
 @pytest.mark.parametrize(

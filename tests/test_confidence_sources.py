@@ -208,6 +208,14 @@ def test_boxes_that_are_not_four_numbers_each_are_refused_with_their_shape(boxes
         protect_labelled(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8), {"boxes": boxes}, "boxes")
 
 
+@pytest.mark.parametrize("target", [None, {"label": 3}, "boxes.json"])
+def test_a_target_without_boxes_is_refused_by_what_it_is(target):
+    with pytest.raises((TypeError, ValueError), match="boxes"):
+        BoxConfidence()(IMAGE, target)
+    with pytest.raises(KeyError, match=r"'boxes'"):
+        BoxConfidence(key="boxes")(IMAGE, target)
+
+
 def test_rotated_boxes_are_refused_by_their_format_not_read_as_something_else():
     corners = torch.tensor([[2.0, 3.0, 7.0, 3.0, 7.0, 9.0, 2.0, 9.0]])
     boxes = tv_tensors.BoundingBoxes(corners, format="XYXYXYXY", canvas_size=(HEIGHT, WIDTH))

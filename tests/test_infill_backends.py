@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import pickle
 import re
 import subprocess
 import sys
@@ -752,6 +753,15 @@ def test_a_model_with_weights_leaves_no_graph_behind():
 
     image, mask, samples = faulty_request([None] * 2)
     assert not Learned().generate_infill(image, mask, CAT, samples=samples).requires_grad
+
+
+def test_an_error_survives_the_way_from_a_worker_process():
+    error = PartialInfillError(torch.rand(3, 3, 2, 2), {1: "too dark"})
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert again.reasons == {1: "too dark"}
+    assert torch.equal(again.images, error.images)
+    assert again.ok.tolist() == [True, False, True]
 
 
 def test_interrupting_a_build_is_not_taken_for_a_failing_sample():

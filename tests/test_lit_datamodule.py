@@ -134,6 +134,7 @@ def test_the_callback_finds_the_threshold_and_moves_it(store):
     assert callback.state is state
     assert state.threshold > 0.3
     assert len(callback.history) == 3
+    assert 0 < float(trainer.callback_metrics["infill/masked_share"]) <= state.threshold + 0.02
     assert float(trainer.callback_metrics["infill/threshold"]) < state.threshold, "logged: what the epoch trained with"
 
 

@@ -154,6 +154,12 @@ def test_a_mapping_without_an_image_is_refused_with_its_keys():
         split_sample({"photo": RGB, "label": 7}, "scan")
 
 
+@pytest.mark.parametrize("position", [2, -3])
+def test_a_position_that_a_sample_does_not_have_is_refused(position):
+    with pytest.raises((KeyError, IndexError)):
+        split_sample((7, RGB), position)
+
+
 def test_a_target_is_picked_by_key_position_or_path():
     target = (7, {"boxes": [[1, 2, 3, 4]], "ids": torch.tensor([5, 6])})
     assert pick(target, None) is target

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,15 @@ CODECS = ("webp", "jpeg", "raw")
 # Lossless at the lowest effort: 20 times faster to write than the default effort, and no slower to read.
 _LOSSLESS: dict[str, Any] = {"format": "WEBP", "lossless": True, "method": 0, "quality": 20, "exact": True}
 _WEBP_SIDE = 16383
+_JPEG = b"\xff\xd8"
 
 
 def encode_infill(infill: Tensor, mask: Tensor, image: Tensor, codec: str = "webp") -> tuple[bytes, str]:
     """An infill as file bytes, with what is needed to lay it over its image again.
 
     ``webp`` (lossless) and ``raw`` keep the masked pixels only, with the mask as alpha channel; ``jpeg`` (quality 95,
-    no chroma subsampling) keeps the whole composite, since blocks would smear a cut edge.
+    no chroma subsampling) keeps the whole composite, since blocks would smear a cut edge, and the mask behind the
+    picture's end, where viewers don't look.
 
     Args:
         infill: ``(3, H, W)`` ``uint8``.
@@ -40,13 +44,16 @@ def encode_infill(infill: Tensor, mask: Tensor, image: Tensor, codec: str = "web
         >>> import torch
         >>> pixels, mask = torch.full((3, 2, 2), 9, dtype=torch.uint8), torch.ones(1, 2, 2, dtype=torch.bool)
         >>> payload, extension = encode_infill(pixels, mask, torch.zeros_like(pixels))
-        >>> extension, decode_infill(payload, torch.zeros_like(pixels)).unique().tolist()
-        ('webp', [9])
+        >>> infill, generated = decode_infill(payload, torch.zeros_like(pixels))
+        >>> extension, infill.unique().tolist(), generated.unique().tolist()
+        ('webp', [9], [255])
     """
     if codec not in CODECS:
         raise ValueError(f"codec must be one of {CODECS}, got {codec!r}")
     if codec == "jpeg":
-        return _file(torch.where(mask, infill, image), format="JPEG", quality=95, subsampling=0), "jpg"
+        picture = _file(torch.where(mask, infill, image), format="JPEG", quality=95, subsampling=0)
+        bits = zlib.compress(np.packbits(mask.numpy()).tobytes(), 1)
+        return picture + bits + struct.pack("<I", len(bits)), "jpg"
     rgba = torch.cat([infill * mask, mask.to(torch.uint8) * 255])
     if codec == "raw":
         buffer = io.BytesIO()
@@ -57,7 +64,7 @@ def encode_infill(infill: Tensor, mask: Tensor, image: Tensor, codec: str = "web
     return _file(rgba, **_LOSSLESS), "webp"
 
 
-def decode_infill(payload: bytes, image: Tensor) -> Tensor:
+def decode_infill(payload: bytes, image: Tensor) -> tuple[Tensor, Tensor]:
     """The infill over its image: stored pixels where it was masked, the image's own everywhere else.
 
     Args:
@@ -65,7 +72,7 @@ def decode_infill(payload: bytes, image: Tensor) -> Tensor:
         image: ``(3, H, W)`` ``uint8``, the original.
 
     Returns:
-        ``(3, H, W)`` ``uint8``.
+        ``(3, H, W)`` ``uint8`` infill, and ``(1, H, W)`` ``uint8``: 255 where it was generated, 0 elsewhere.
 
     Raises:
         ValueError: the stored infill has another size than the image.
@@ -73,13 +80,20 @@ def decode_infill(payload: bytes, image: Tensor) -> Tensor:
     stored = decode_pixels(payload)
     if stored.shape[-2:] != image.shape[-2:]:
         raise ValueError(f"the stored infill is {tuple(stored.shape[-2:])}, its image {tuple(image.shape[-2:])}")
-    if stored.shape[0] == 3:
-        return stored
+    if stored.shape[0] == 4:
+        alpha = stored[3:]
+    elif not payload.startswith(_JPEG):
+        alpha = torch.full((1, *stored.shape[1:]), 255, dtype=torch.uint8)  # encoders drop an alpha that is all opaque
+    else:
+        (length,) = struct.unpack("<I", payload[-4:])
+        bits = np.frombuffer(zlib.decompress(payload[-4 - length : -4]), np.uint8)
+        mask = np.unpackbits(bits, count=stored.shape[1] * stored.shape[2]) * np.uint8(255)
+        alpha = torch.from_numpy(mask).reshape(1, *stored.shape[1:])
     # Bitwise select, in place: many times faster than torch.where with a broadcast mask, and one allocation only.
     difference = image ^ stored[:3]
-    difference &= stored[3:]
+    difference &= alpha
     difference ^= image
-    return difference
+    return difference, alpha
 
 
 def encode_map(confidence: Tensor) -> tuple[bytes, str]:

@@ -28,11 +28,17 @@ class StoredInfill(NamedTuple):
 
     Args:
         infill: ``(3, H, W)`` ``uint8``: generated where the level's mask was, the image's own pixels elsewhere.
-        confidence: ``(1, H, W)`` ``uint8``.
+        confidence: ``(1, H, W)`` ``uint8``; full where nothing was generated, so that no step takes an original pixel
+            for a fill.
     """
 
     infill: Tensor
     confidence: Tensor
+
+
+def _untouched(image: Tensor) -> StoredInfill:
+    """A sample that no step changes."""
+    return StoredInfill(image, torch.full((1, *image.shape[-2:]), 255, dtype=torch.uint8))
 
 
 class InfillReader:
@@ -99,7 +105,7 @@ class InfillReader:
             payload = self.store.get(listed["map"])
         if payload is None:
             if self.on_miss == "original":
-                return StoredInfill(image, torch.full((1, *image.shape[-2:]), 255, dtype=torch.uint8))
+                return _untouched(image)
             raise InfillMissError(
                 f"no infill for this image of {tuple(image.shape)} in {self.store.path}: build it with "
                 "infill-aug build; put the infill before every other transform, since images are found by their "
@@ -108,7 +114,10 @@ class InfillReader:
         confidence = decode_map(payload)
         key = self._choose(listed["infills"])
         stored = self.store.get(key) if key else None
-        return StoredInfill(image if stored is None else decode_infill(stored, image), confidence)
+        if stored is None:
+            return _untouched(image)
+        infill, generated = decode_infill(stored, image)
+        return StoredInfill(infill, confidence | ~generated)
 
     def level(self) -> int:
         """Index of the narrowest stored level that covers the threshold in force; the widest where none does."""

@@ -41,7 +41,7 @@ def _config(source: Any) -> dict[str, Any]:
         value = getattr(source, field.name)
         if isinstance(value, Mapping):
             value = {str(k): v for k, v in value.items()}
-        fields[field.name] = list(value) if isinstance(value, tuple) else value
+        fields[field.name] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
     return {"source": type(source).__name__, **fields}
 
 
@@ -58,6 +58,9 @@ class MaskConfidence:
         class_weights: confidence 0..1 by value of the mask, instead of 1 for every foreground value.
         falloff: reach of the ring around the object as a share of ``sqrt(H * W)``.
 
+    Raises:
+        ValueError: a class weight outside 0..1.
+
     Example:
         >>> import torch
         >>> trimap = torch.tensor([[1, 3, 2, 2]])
@@ -70,6 +73,11 @@ class MaskConfidence:
     foreground: Sequence[int] | None = None
     class_weights: Mapping[int, float] | None = None
     falloff: float = 0.2
+
+    def __post_init__(self) -> None:
+        wrong = {k: w for k, w in (self.class_weights or {}).items() if not 0 <= float(w) <= 1}
+        if wrong:
+            raise ValueError(f"class_weights must lie in 0..1, got {wrong}")
 
     def __call__(self, image: Tensor, target: Any) -> Tensor:
         """Map of one sample.
@@ -193,7 +201,10 @@ class CallableConfidence:
                 f"confidence of {self.name!r} has shape {tuple(confidence.shape)}, "
                 f"its image needs {(1, *image.shape[-2:])}"
             )
-        check_confidence(confidence)
+        try:
+            check_confidence(confidence)
+        except ValueError as error:
+            raise ValueError(f"{self.name!r}: {error}") from None
         return confidence.float() / 255 if confidence.dtype == torch.uint8 else confidence.float()
 
     def config(self) -> dict[str, Any]:
@@ -292,11 +303,12 @@ def _label_map(mask: Any) -> Tensor:
     if isinstance(mask, PILImage.Image):
         mask = np.array(mask.convert("L") if mask.mode not in ("L", "P", "1", "I", "I;16") else mask)
     if isinstance(mask, np.ndarray):
-        mask = torch.from_numpy(mask.astype(np.int64))
+        mask = torch.from_numpy(mask if mask.dtype.kind in "bf" else mask.astype(np.int64))
     if not isinstance(mask, Tensor):
         raise TypeError(f"a mask must be a PIL picture, an array or a tensor, got {type(mask).__name__}")
     mask = mask.as_subclass(Tensor)
-    mask = (mask > 0.5) if mask.is_floating_point() else mask
+    if mask.is_floating_point() and not bool((mask == mask.round()).all()):
+        mask = mask > 0.5  # a soft mask; whole numbers are labels that went through a floating point transform
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3:
         raise ValueError(f"a mask must be (H, W) or (N, H, W), got shape {tuple(mask.shape)}")
@@ -309,7 +321,15 @@ def _box_mask(boxes: Any, box_format: str, height: int, width: int) -> Tensor:
     """``(1, H, W)`` bool: inside any box, rounded outwards."""
     if isinstance(boxes, tv_tensors.BoundingBoxes):
         box_format = boxes.format.value.lower()
-    tensor = torch.as_tensor(boxes, dtype=torch.float32).as_subclass(Tensor).reshape(-1, 4)
+    if box_format not in ("xyxy", "xywh", "cxcywh"):
+        raise ValueError(f"boxes must be in format xyxy, xywh or cxcywh, got {box_format}; convert them first")
+    try:
+        tensor = torch.as_tensor(boxes, dtype=torch.float32).as_subclass(Tensor)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"boxes must be numbers of shape (N, 4), got {type(boxes).__name__}: {boxes!r:.80}") from None
+    if tensor.numel() and (tensor.ndim > 2 or tensor.shape[-1] != 4):
+        raise ValueError(f"boxes must be (N, 4), got shape {tuple(tensor.shape)}")
+    tensor = tensor.reshape(-1, 4)
     if box_format != "xyxy":
         tensor = box_convert(tensor, box_format, "xyxy")
     y = torch.arange(height)[None, :, None]

@@ -65,7 +65,7 @@ def save_grid(dataset: InfillDataset, thresholds: Sequence[float], path: Path, c
 
     indices = [round(i * (len(dataset) - 1) / max(1, columns - 1)) for i in range(columns)]
     rows: list[tuple[str, Tensor]] = []
-    for threshold in thresholds:
+    for threshold in sorted(thresholds, reverse=True):
         dataset.reader.threshold = threshold
         batch = torch.utils.data.default_collate([dataset[i] for i in indices])
         done = InfillAugment(threshold, p=1.0, feather=0)(batch)

@@ -34,11 +34,11 @@ def composite(image: Tensor, infill: Tensor, mask: Tensor) -> Tensor:
             f"image and infill must have the same shape and dtype, got {tuple(image.shape)} {image.dtype} and "
             f"{tuple(infill.shape)} {infill.dtype}; resize or convert the infill first"
         )
-    if mask.shape[-2:] != image.shape[-2:] or mask.ndim != image.ndim or mask.shape[-3] != 1:
-        raise ValueError(
-            f"mask must have shape {(*image.shape[:-3], 1, *image.shape[-2:])} to fit the image, "
-            f"got {tuple(mask.shape)}"
-        )
+    wanted = (*image.shape[:-3], 1, *image.shape[-2:])
+    if mask.shape != wanted:
+        raise ValueError(f"mask must have shape {wanted} to fit the image, got {tuple(mask.shape)}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"mask must be bool or floating point in 0..1, got {mask.dtype}; compare it: mask > 0")
     if mask.dtype == torch.bool:
         take = mask if not infill.is_floating_point() else mask & infill.isfinite()
         return torch.where(take, infill, image)

@@ -29,10 +29,11 @@ def threshold_mask(
 
     Args:
         confidence: ``(B, 1, H, W)``, ``uint8`` or floating point 0..1 (read to 8 bits).
-        threshold: 0..1, one number or ``(B,)``. In quantile mode the share of pixels to mask, in absolute mode the
-            confidence up to which a pixel is masked.
+        threshold: 0..1, one number, or ``(B,)``, which is clamped and not checked, to spare a wait for the device. In
+            quantile mode the share of pixels to mask, in absolute mode the confidence up to which a pixel is masked.
         mode: ``"quantile"`` or ``"absolute"``.
-        protect_above: pixels with more confidence than this are never masked; ``None`` protects nothing.
+        protect_above: pixels with more confidence than this, and those with full confidence, are never masked; ``None``
+            protects nothing.
 
     Returns:
         ``(B, 1, H, W)`` bool on the device of ``confidence``.
@@ -53,7 +54,7 @@ def threshold_mask(
         raise ValueError(f"threshold must lie in 0..1, got {threshold}")
     levels = quantise_confidence(confidence).float()
     if isinstance(threshold, Tensor):
-        limit = threshold.to(levels.device, torch.float32).reshape(-1, 1, 1, 1)
+        limit = threshold.to(levels.device, torch.float32).reshape(-1, 1, 1, 1).clamp(0, 1)
     else:
         limit = torch.full((1, 1, 1, 1), float(threshold), device=levels.device)
     if mode == "absolute":
@@ -61,9 +62,12 @@ def threshold_mask(
     else:
         score = levels + _inwards(levels.shape[-2], levels.shape[-1], levels.device)
         mask = score <= _score_at(score, limit)
-    if protect_above is not None:
-        mask &= levels <= protect_above * 255
-    return mask
+    return mask if protect_above is None else mask & _unprotected(levels, protect_above)
+
+
+def _unprotected(levels: Tensor, protect_above: float) -> Tensor:
+    """Where a map of 0..255 may be masked; full confidence never may."""
+    return levels <= min(protect_above * 255, 254)
 
 
 def _inwards(height: int, width: int, device: torch.device) -> Tensor:
@@ -75,15 +79,19 @@ def _inwards(height: int, width: int, device: torch.device) -> Tensor:
 
 def _score_at(score: Tensor, share: Tensor) -> Tensor:
     """``(B, 1, 1, 1)``: the score up to which ``share`` of the pixels lie; below every score where share is 0."""
-    rows = max(1, -(-score.shape[-2] // _QUANTILE_GRID))
-    columns = max(1, -(-score.shape[-1] // _QUANTILE_GRID))
-    # Start in mid-cell: a grid that starts at the corner sees the border, where confidence is low, too often.
-    ordered = score[..., rows // 2 :: rows, columns // 2 :: columns].flatten(1).sort(dim=1).values
+    rows, columns = (_spaced(side, score.device) for side in score.shape[-2:])
+    ordered = score[..., rows[:, None], columns[None, :]].flatten(1).sort(dim=1).values
     count = ordered.shape[1]
     rank = (share * count).round().to(torch.int64).flatten().expand(score.shape[0])
     limit = ordered.gather(1, (rank - 1).clamp(min=0)[:, None])
     limit = torch.where((rank >= count)[:, None], torch.inf, limit)  # 1 means all, also off the grid
     return torch.where((rank <= 0)[:, None], -1.0, limit)[..., None, None]
+
+
+def _spaced(side: int, device: torch.device) -> Tensor:
+    """At most ``_QUANTILE_GRID`` positions, each in the middle of an equal part of the side."""
+    count = min(side, _QUANTILE_GRID)
+    return ((torch.arange(count, device=device) + 0.5) * (side / count)).long()
 
 
 def level_masks(
@@ -121,7 +129,7 @@ def level_masks(
         if clean:
             mask = clean_mask(mask, clean)
             if protect_above is not None:
-                mask &= quantise_confidence(confidence).float() <= protect_above * 255
+                mask &= _unprotected(quantise_confidence(confidence), protect_above)
         masks.append(mask)
     return torch.cat(masks, dim=1)
 

@@ -56,6 +56,8 @@ def load_backend(name: str, **options: Any) -> InfillBackend:
         cls = getattr(importlib.import_module(module), attribute)
     except AttributeError:
         raise ValueError(f"module {module!r} has no class {attribute!r}") from None
+    if not (inspect.isclass(cls) and issubclass(cls, InfillBackend)):
+        raise ValueError(f"{name!r} is no InfillBackend but {cls!r}; a backend is a subclass of InfillBackend")
     try:
         inspect.signature(cls).bind(**options)
     except TypeError as error:

@@ -36,6 +36,10 @@ class PartialInfillError(InfillError):
         listed = "; ".join(f"sample {i}: {reason}" for i, reason in sorted(self.reasons.items()))
         super().__init__(f"{len(self.reasons)} of {len(images)} samples could not be filled: {listed}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the arguments: an error has to survive the way from a worker process."""
+        return type(self), (self.images, self.reasons)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -128,7 +132,12 @@ class InfillBackend(ABC):
     max_batch: ClassVar[int] = 64
 
     def __init__(self, **options: Any) -> None:
+        self.check_options(options)
         self.options = options
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise a ``ValueError`` that names an option out of range; sees arguments and a descriptor's options alike."""
+        return
 
     def prepare(self, pool: Iterable[PoolSample]) -> None:
         """Take in training images before the first fill; called only where ``pool_size`` is above 0."""
@@ -146,10 +155,11 @@ class InfillBackend(ABC):
                 f"descriptor options {unknown} are unknown to backend {self.name!r}; it has {sorted(self.options)}"
             )
         options = {**self.options, **descriptor.options}
+        self.check_options(options)
         return ModelConfig(
             backend=self.name,
             version=self.version,
-            options=tuple(sorted(options.items())),
+            options=tuple((name, _frozen(value)) for name, value in sorted(options.items())),
             stochastic=self.stochastic,
             max_batch=self.max_batch,
         )
@@ -202,7 +212,11 @@ class InfillBackend(ABC):
         while waiting:
             part = waiting.pop()
             try:
-                fills = self._generate(image[part], hole[part], config, [samples[i] for i in part])
+                with torch.no_grad():
+                    fills = self._generate(image[part], hole[part], config, [samples[i] for i in part])
+                if not isinstance(fills, Tensor) or fills.shape != image[part].shape:
+                    got = tuple(fills.shape) if isinstance(fills, Tensor) else type(fills).__name__
+                    raise InfillError(f"{self.name} returned {got} for {tuple(image[part].shape)}")
             except Exception as error:  # one bad sample must not cost the others their fill
                 if len(part) > 1:
                     if _out_of_memory(error):
@@ -216,8 +230,6 @@ class InfillBackend(ABC):
                 else:
                     reasons[part[0]] = f"{type(error).__name__}: {error}"
                 continue
-            if fills.shape != image[part].shape:
-                raise InfillError(f"{self.name} returned {tuple(fills.shape)} for {tuple(image[part].shape)}")
             for i, fill in zip(part, fills.to(image.device, torch.float32), strict=True):
                 fault = _fault(fill, image[i], hole[i])
                 if fault:
@@ -255,6 +267,13 @@ def _derived_samples(image: Tensor, seed: int) -> list[SampleContext]:
     """Contexts from the visible pixels: the same for a sample alone and in any batch."""
     keys = [image_digest(sample) for sample in (image * 255).round().to(torch.uint8).cpu()]
     return [SampleContext(key=key, seed=seed_from(seed, key)) for key in keys]
+
+
+def _frozen(value: Any) -> Any:
+    """A JSON value that can be hashed; its canonical JSON stays the same for lists."""
+    if isinstance(value, Mapping):
+        return tuple((name, _frozen(part)) for name, part in sorted(value.items()))
+    return tuple(_frozen(part) for part in value) if isinstance(value, list | tuple) else value
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.masks import dilate
 from infill_aug.infill.backend import InfillBackend, InfillError, ModelConfig, PoolSample, SampleContext
 from infill_aug.infill.push_pull import push_pull
-from infill_aug.key import digest
+from infill_aug.key import digest, image_digest
 
 # Longest side of a plate in the pool: a fill is resized to its image anyway, and 256 plates of this size are 48 MB.
 _PLATE_SIDE = 256
@@ -60,16 +61,23 @@ class DonorBackend(InfillBackend):
         pool_size: int = 256,
         object_above: float = 0.75,
     ) -> None:
-        for name, value in (("color_match", color_match), ("object_above", object_above)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {value}")
+        if not 0 <= object_above <= 1:
+            raise ValueError(f"object_above must lie in 0..1, got {object_above}")
         if pool_size < 1:
             raise ValueError(f"pool_size must be 1 or more, got {pool_size}")
-        super().__init__(other_class=bool(other_class), color_match=float(color_match))
+        super().__init__(other_class=other_class, color_match=color_match)
         self.pool_size = pool_size
         self.object_above = object_above
         self._plates: list[tuple[str, object, Tensor]] = []  # key, label, (3, h, w) uint8
         self._pool_digest = ""
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """``other_class`` is true or false, ``color_match`` lies in 0..1."""
+        match, other = options["color_match"], options["other_class"]
+        if isinstance(match, bool) or not isinstance(match, int | float) or not 0 <= match <= 1:
+            raise ValueError(f"color_match must lie in 0..1, got {match!r}")
+        if not isinstance(other, bool):
+            raise ValueError(f"other_class must be true or false, got {other!r}")
 
     def prepare(self, pool: Iterable[PoolSample]) -> None:
         """Turn training images into plates.
@@ -84,7 +92,9 @@ class DonorBackend(InfillBackend):
                 self._plates.append((sample.key, sample.label, plate))
         if not self._plates:
             raise InfillError("no image of the donor pool has any background: its maps protect every pixel")
-        self._pool_digest = digest([[key, str(label)] for key, label, _ in self._plates] + [self.object_above])
+        # The plates themselves: the same pictures with other objects cut out are another pool.
+        plates = [[key, str(label), image_digest(plate)] for key, label, plate in self._plates]
+        self._pool_digest = digest([float(self.object_above), plates])
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
         """Options, and the digest of the pool as revision."""
@@ -137,13 +147,13 @@ def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) ->
     """
     scale = min(1.0, _PLATE_SIDE / max(image.shape[-2:]))
     size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-    small = F.resize(image, size, antialias=True)
-    inside = F.resize(confidence, size, antialias=True) > object_above * 255
+    small = F.resize(image.float() / 255, size, antialias=True)
+    inside = F.resize(confidence.float(), size, antialias=True) > object_above * 255
     # A margin against the object's rim, which a mask that is a pixel off would leave standing.
     inside = dilate(inside[None], max(1, max(size) // 64))
     if bool(inside.all()):
         return None
-    return (push_pull(small[None].float() / 255, inside)[0] * 255).round().to(torch.uint8)
+    return (push_pull(small[None], inside)[0] * 255).round().to(torch.uint8)
 
 
 def _random_crop(random: np.random.Generator, plate: Tensor, height: int, width: int) -> Tensor:
@@ -157,7 +167,8 @@ def _random_crop(random: np.random.Generator, plate: Tensor, height: int, width:
     crop = plate[:, top : top + crop_height, left : left + crop_width]
     if random.random() < 0.5:
         crop = crop.flip(-1)
-    return F.resize(crop, [height, width], antialias=True).float() / 255
+    # Floating point: torchvision's uint8 kernel fails on pictures of one column.
+    return F.resize(crop.float() / 255, [height, width], antialias=True)
 
 
 def match_colors(fill: Tensor, picture: Tensor, hole: Tensor, strength: float) -> Tensor:

@@ -33,14 +33,19 @@ def fractal_noise(height: int, width: int, seed: int, finest: int = 1) -> Tensor
         torch.Size([3, 8, 8])
     """
     generator = torch.Generator().manual_seed(seed)
-    total, cell, strength = torch.zeros(1, 3, height, width), max(height, width) / 2, 1.0
-    while cell >= finest:
+    # Double precision: torch's kernels round differently with the number of threads, and a cached fill must not depend
+    # on that.
+    total = torch.zeros(1, 3, height, width, dtype=torch.float64)
+    cell, strength = max(height, width) / 2, 1.0
+    while True:  # one octave at least, however small the picture
         size = (max(1, round(height / cell)) + 1, max(1, round(width / cell)) + 1)
-        octave = torch.randn(1, 3, *size, generator=generator)
+        octave = torch.randn(1, 3, *size, generator=generator, dtype=torch.float64)
         total += strength * nnf.interpolate(octave, size=(height, width), mode="bilinear", align_corners=True)
         cell, strength = cell / 2, strength / 2
+        if cell < finest:
+            break
     total -= total.mean(dim=(2, 3), keepdim=True)
-    return (total / total.std(dim=(2, 3), keepdim=True, correction=0).clamp(min=1e-6))[0]
+    return (total / total.std(dim=(2, 3), keepdim=True, correction=0).clamp(min=1e-6))[0].float()
 
 
 class NoiseBackend(InfillBackend):
@@ -72,7 +77,8 @@ class NoiseBackend(InfillBackend):
         height, width = image.shape[-2:]
         finest = dict(config.options)["finest"]
         noise = torch.stack([fractal_noise(height, width, sample.seed, finest) for sample in samples])
-        visible = (~mask).float()
+        dtype = torch.float64 if image.device.type == "cpu" else torch.float32
+        image, visible = image.to(dtype), (~mask).to(dtype)
         count = visible.sum(dim=(2, 3), keepdim=True)
         mean = (image * visible).sum(dim=(2, 3), keepdim=True) / count.clamp(min=1)
         square = (image.square() * visible).sum(dim=(2, 3), keepdim=True) / count.clamp(min=1)
@@ -80,4 +86,4 @@ class NoiseBackend(InfillBackend):
         # With nothing visible, mid-grey with the spread of an average photograph.
         mean = torch.where(count > 0, mean, 0.5)
         deviation = torch.where(count > 0, deviation, 0.25).clamp(min=0.02)
-        return (mean + deviation * noise.to(image.device)).clamp(0, 1)
+        return (mean + deviation * noise.to(image.device)).clamp(0, 1).float()

@@ -30,8 +30,11 @@ def push_pull(image: Tensor, mask: Tensor) -> Tensor:
         >>> bool(torch.allclose(push_pull(torch.full((1, 3, 4, 4), 0.5), mask), torch.tensor(0.5)))
         True
     """
-    weight = (~mask).float()
-    colour = image.float() * weight
+    # Double precision where it is at hand: torch's kernels round differently with the number of threads, and a cached
+    # fill must not depend on that.
+    dtype = torch.float64 if image.device.type == "cpu" else torch.float32
+    weight = (~mask).to(dtype)
+    colour = image.to(dtype) * weight
     pyramid = [(colour, weight)]
     while max(colour.shape[-2:]) > 1:
         pad = (0, colour.shape[-1] % 2, 0, colour.shape[-2] % 2)
@@ -48,7 +51,7 @@ def push_pull(image: Tensor, mask: Tensor) -> Tensor:
         even = (height + height % 2, width + width % 2)
         finer = nnf.interpolate(fill, size=even, mode="bilinear", align_corners=False)[..., :height, :width]
         fill = weight * colour + (1 - weight) * finer
-    return torch.where(mask, fill, image)
+    return torch.where(mask, fill.to(image.dtype), image)
 
 
 class PushPullBackend(InfillBackend):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,14 +40,18 @@ class TeleaBackend(InfillBackend):
             import cv2  # noqa: F401 - fail here, with the remedy, not in the middle of a build
         except ImportError as error:
             raise ImportError("backend 'telea' needs OpenCV: pip install 'infill-aug[opencv]'") from error
-        if not radius > 0:
-            raise ValueError(f"radius must be above 0 pixels, got {radius}")
-        super().__init__(radius=float(radius))
+        super().__init__(radius=radius)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """The radius is a number above 0."""
+        radius = options["radius"]
+        if isinstance(radius, bool) or not isinstance(radius, int | float) or not radius > 0:
+            raise ValueError(f"radius must be a number of pixels above 0, got {radius!r}")
 
     def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
         import cv2
 
-        radius = dict(config.options)["radius"]
+        radius = float(dict(config.options)["radius"])
         pixels = (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         holes = mask[:, 0].to(torch.uint8).cpu().numpy()
         fills = [

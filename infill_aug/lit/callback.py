@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ class AdaptiveThreshold(Callback):
     The metric steers the training, so take it from a split that neither training nor the final test uses. Measure it
     on *masked* pictures if you can: masking may raise it on clean ones, and the loop then pushes the wrong way.
 
-    Logs ``infill/threshold`` and ``infill/strength`` at the start of each training epoch, and ``infill/retention`` once
-    there is one.
+    Logs ``infill/threshold`` and ``infill/strength`` at the start of each training epoch, ``infill/retention`` once
+    there is one, and ``infill/masked_share``, which is what the threshold really came to where objects are protected.
 
     Args:
         monitor: name of the logged validation metric to follow.
@@ -84,6 +85,7 @@ class AdaptiveThreshold(Callback):
         self.verbose = verbose
         self.history: list[dict[str, Any]] = []
         self._find_state = state is None
+        self._holders: list[Any] = []
 
     @property
     def state_key(self) -> str:
@@ -114,8 +116,11 @@ class AdaptiveThreshold(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the state to move; runs before a checkpoint is restored."""
-        if stage == "fit" and self._find_state:
-            self.state = _shared_state(trainer, pl_module)
+        if stage != "fit":
+            return
+        self._holders = [getattr(trainer.datamodule, "augment", None), *pl_module.modules()]
+        if self._find_state:
+            self.state = _shared_state(self._holders)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what this epoch trains with; Lightning allows no logging where the decision is taken."""
@@ -124,6 +129,13 @@ class AdaptiveThreshold(Callback):
         if self.history and math.isfinite(self.history[-1]["retention"]):
             values["infill/retention"] = self.history[-1]["retention"]
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log the share of pixels that was regenerated, without waiting for the device."""
+        shares = [getattr(holder, "masked_share", None) for holder in self._holders]
+        share = next((share for share in shares if isinstance(share, torch.Tensor)), None)
+        if share is not None:
+            pl_module.log("infill/masked_share", share, on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide on the validation that has just ended, alike on all ranks."""
@@ -179,8 +191,7 @@ class AdaptiveThreshold(Callback):
             self.state.load_state_dict(state_dict["state"])
 
 
-def _shared_state(trainer: Trainer, pl_module: LightningModule) -> ThresholdState:
-    holders = [getattr(trainer.datamodule, "augment", None), *pl_module.modules()]
+def _shared_state(holders: Sequence[Any]) -> ThresholdState:
     held = [getattr(holder, "threshold_state", None) for holder in holders]
     states = {id(state): state for state in held if isinstance(state, ThresholdState)}
     if len(states) != 1:
