@@ -116,18 +116,16 @@ class InfillAugment(nn.Module):
                 "default collate"
             )
         image = batch[IMAGE]
+        sizes = {key: tuple(batch[key].shape) for key in (IMAGE, INFILL, CONFIDENCE) if key in batch}
         if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(
-                f"image {tuple(image.shape)} does not fit, it must be (B, 3, H, W); repeat the channel of grey pictures"
-            )
+            raise ValueError(f"{sizes} do not fit: image must be (B, 3, H, W); repeat the channel of grey pictures")
         rest = {key: value for key, value in batch.items() if key not in (IMAGE, INFILL, CONFIDENCE)}
         if not self.training:
             return {**rest, IMAGE: self.normalize(image)}
         infill, confidence = batch[INFILL], batch[CONFIDENCE]
         if infill.shape != image.shape or confidence.shape != (image.shape[0], 1, *image.shape[2:]):
             raise ValueError(
-                f"image {tuple(image.shape)}, infill {tuple(infill.shape)} and confidence {tuple(confidence.shape)} "
-                "do not fit; give all three to the same geometric transforms, as v2 does with a dictionary"
+                f"{sizes} do not fit; give all three to the same geometric transforms, as v2 does with a dictionary"
             )
         threshold, changed = self.make_params(image.shape[0], image.device)
         augmented, mask = self.augment(image, infill, confidence, threshold, changed)

@@ -427,7 +427,7 @@ def test_a_missing_key_is_named_with_those_there_are(missing):
 )
 def test_sizes_that_do_not_fit_are_all_named(key, value):
     given_batch = {**batch(), key: value}
-    with pytest.raises(ValueError, match="not fit") as caught:
+    with pytest.raises(ValueError, match="do not fit") as caught:
         InfillAugment()(given_batch)
     for each in ("image", "infill", "confidence"):
         assert str(tuple(given_batch[each].shape)) in str(caught.value)

@@ -198,7 +198,8 @@ def test_a_worker_that_dies_is_an_error_and_leaves_the_store_whole(store):
     code = DYING_WORKER.format(tests=str(Path(__file__).parent), store=str(store))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert re.search(r"DataLoader worker .* exited unexpectedly", done.stderr)
+    # The parent sees the death first, or the broken pipe.
+    assert re.search(r"exited unexpectedly|ConnectionResetError|EOFError", done.stderr)
     assert len(InfillStore(store)) == before
     assert InfillStore(store).verify().corrupt == []
 

@@ -727,6 +727,13 @@ def test_one_flat_colour_is_right_where_the_surroundings_have_it():
     assert torch.equal(Faulty().generate_infill(flat, mask, CAT, samples=samples), flat)
 
 
+def test_one_flat_colour_is_refused_where_nothing_tells_that_it_is_right():
+    image, mask, samples = faulty_request([None, "white", None])
+    mask[1] = True
+    with pytest.raises(PartialInfillError, match="sample 1: the fill is one constant colour"):
+        Faulty().generate_infill(image, mask, CAT, samples=samples)
+
+
 def test_what_a_backend_draws_outside_the_mask_reaches_no_kept_pixel():
     class Careless(InfillBackend):
         name = "careless"
