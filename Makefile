@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Threads that wait give their core away, see infill_aug/cli.py.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint types bench clean
 
 $(READY): pyproject.toml constraints.txt

@@ -6,12 +6,17 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from infill_aug import __version__
+
+# Before torch is loaded: OpenMP's threads spin while they wait, and on a machine where another program wants a core that
+# made the demo's small network thirty times slower (docs/benchmarks.md). The caller's own choice stands.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

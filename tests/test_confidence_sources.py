@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from torchvision import tv_tensors
@@ -336,8 +336,11 @@ def labelled(draw):
     boxes, covered = [], torch.zeros(1, height, width, dtype=torch.bool)
     instances = torch.zeros(draw(st.integers(0, 3)), height, width, dtype=torch.bool)
     for instance in instances:
-        left, top = draw(st.floats(0, width - 1)), draw(st.floats(0, height - 1))
-        right, bottom = draw(st.floats(left, width)), draw(st.floats(top, height))
+        (left, right), (top, bottom) = (
+            sorted(draw(st.tuples(*[st.integers(0, 8 * side)] * 2)))  # in eighths of a pixel
+            for side in (width, height)
+        )
+        left, top, right, bottom = left / 8, top / 8, right / 8, bottom / 8
         boxes.append([left, top, right, bottom])
         instance[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
     covered |= instances.any(dim=0)
@@ -355,10 +358,11 @@ def labelled(draw):
     return quantise_confidence(confidence), target, covered
 
 
+@settings(max_examples=200)
 @given(
     labelled(),
     st.sampled_from(["boxes", "masks"]),
-    st.floats(0, 1),
+    st.sampled_from([0.5, 1.0]) | st.floats(0, 1),
     st.sampled_from(["quantile", "absolute"]),
     st.sampled_from([0.0, 0.5, 0.95, 1.0]),
     st.integers(0, 2),

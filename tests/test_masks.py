@@ -19,7 +19,7 @@ from infill_aug.functional.masks import (
 from infill_aug.types import quantise_confidence
 
 MODES = st.sampled_from(["quantile", "absolute"])
-SHARES = st.floats(0, 1, width=32)
+SHARES = st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1, width=32)
 PROTECT = st.none() | st.sampled_from([0.0, 0.3, 0.95, 1.0]) | SHARES
 
 
@@ -152,10 +152,30 @@ def test_no_share_asked_masks_nothing_and_all_asked_masks_all(confidence, thresh
 
 @given(maps(largest=12), SHARES)
 def test_a_masked_pixel_never_matters_more_than_a_kept_one(confidence, threshold):
+    levels = quantise_confidence(confidence)
     for mode in ("quantile", "absolute"):
-        for levels, mask in zip(quantise_confidence(confidence), threshold_mask(confidence, threshold, mode=mode)):
+        for one, mask in zip(levels, threshold_mask(confidence, threshold, mode=mode), strict=True):
             if mask.any() and not mask.all():
-                assert levels[mask].max() <= levels[~mask].min()
+                assert one[mask].max() <= one[~mask].min()
+
+
+def test_the_least_difference_in_confidence_outweighs_the_place_in_the_picture():
+    confidence = torch.full((1, 1, 21, 21), 101, dtype=torch.uint8)
+    confidence[..., 7:14, 7:14] = 100
+    for share in torch.linspace(0, 1, 41).tolist():
+        mask = threshold_mask(confidence, share)
+        if mask.any() and not mask.all():
+            assert confidence[mask].max() <= confidence[~mask].min()
+
+
+def test_cleaning_closes_no_hole_that_is_protected():
+    confidence = torch.zeros(1, 1, 15, 15)
+    confidence[..., 7, 7], confidence[..., 3, 11] = 1, 0.5
+    (protected,) = level_masks(confidence, [1.0], protect_above=0.95, clean=2)[0]
+    assert not protected[7, 7]
+    assert protected.sum() == 15 * 15 - 1
+    (both,) = level_masks(confidence, [1.0], protect_above=0.3, clean=2)[0]
+    assert both.sum() == 15 * 15 - 2
 
 
 def test_equal_confidence_goes_from_the_border_inwards_in_one_piece():

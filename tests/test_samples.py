@@ -25,7 +25,7 @@ CHANNELS_FIRST = torch.from_numpy(RGB).permute(2, 0, 1)
         CHANNELS_FIRST.float() / 255,
         CHANNELS_FIRST.double() / 255,
         RGB.astype(np.float32) / 255,
-        RGB.astype(np.uint16) * 257,
+        RGB.astype(np.uint16) * 256 + 99,
         RGB[::-1].copy()[::-1],
         np.asfortranarray(RGB),
     ],
@@ -49,8 +49,8 @@ def test_every_kind_of_colour_picture_gives_the_same_pixels(image):
         PILImage.fromarray(RGB[..., 0]),
         CHANNELS_FIRST[0],
         CHANNELS_FIRST[:1],
-        PILImage.fromarray(RGB[..., 0].astype(np.uint16) * 257),
-        PILImage.fromarray(RGB[..., 0].astype(np.int32) * 257),
+        PILImage.fromarray(RGB[..., 0].astype(np.uint16) * 256 + 99),
+        PILImage.fromarray(RGB[..., 0].astype(np.int32) * 256 + 99),
     ],
     ids=["array", "one channel array", "PIL", "tensor", "one channel tensor", "16 bit PIL", "32 bit PIL"],
 )
@@ -67,7 +67,7 @@ def test_palette_and_black_and_white_pictures_become_colour():
 
 
 def test_a_16_bit_tensor_is_read_like_a_16_bit_array():
-    deep = RGB.astype(np.uint16) * 257
+    deep = RGB.astype(np.uint16) * 256 + 99
     assert torch.equal(to_uint8_image(torch.from_numpy(deep).permute(2, 0, 1)), CHANNELS_FIRST)
 
 
