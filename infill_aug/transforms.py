@@ -104,7 +104,8 @@ class InfillTransform(v2.Transform):
             with torch.no_grad():
                 varied = self.variation(infill[None].float() / 255, mask.float())
             infill = (varied[0].clamp(0, 1) * 255).round().to(torch.uint8)
-        return {"result": composite(image[None], infill[None], feather_mask(mask, self.feather))[0]}
+        soft = feather_mask(mask, self.feather) if self.feather else mask
+        return {"result": composite(image[None], infill[None], soft)[0]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """The image with its infill, in the type that it came in."""

@@ -82,7 +82,7 @@ def nonsense(infill, mask):
     variation=st.sampled_from([None, Variation(1.0, 1.0), nonsense]),
     threshold=st.floats(0, 1),
     feather=st.integers(0, 4),
-    size=st.tuples(st.integers(4, 24), st.integers(4, 24)),
+    size=st.tuples(st.integers(8, 24), st.integers(8, 24)),  # smaller ones have no protected centre at threshold 1
     seed=st.integers(0, 2**32 - 1),
 )
 def test_kept_pixels_are_bit_identical_to_the_input(dtype, backend, variation, threshold, feather, size, seed):

@@ -43,8 +43,9 @@ def composite(image: Tensor, infill: Tensor, mask: Tensor) -> Tensor:
         take = mask if not infill.is_floating_point() else mask & infill.isfinite()
         return torch.where(take, infill, image)
     blend = torch.lerp(image.float(), infill.float(), mask.float())
-    take = (mask > 0) & blend.isfinite()
-    if not image.is_floating_point():
-        # An infill is finite by type here; rounding keeps a weight of exactly 1 exact.
-        blend = blend.round()
+    take = mask > 0
+    if infill.is_floating_point():
+        take = take & blend.isfinite()
+    else:
+        blend = blend.round()  # keeps a weight of exactly 1 exact
     return torch.where(take, blend.to(image.dtype), image)
