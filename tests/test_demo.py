@@ -8,7 +8,7 @@ from tests_support import picture
 
 from infill_aug.demo.arms import ARMS, ArmResult, train_arm
 from infill_aug.demo.config import DemoConfig, DemoDataConfig, parse_settings
-from infill_aug.demo.data import TIE, digits_on_photos, image_folder, pets
+from infill_aug.demo.data import digits_on_photos, image_folder, pets
 from infill_aug.demo.report import table
 from infill_aug.demo.run import load_data, run_demo
 
@@ -40,7 +40,7 @@ def background_tells(train, test) -> float:
 def test_backgrounds_give_the_digit_away_in_training_and_not_in_the_swapped_test(digits):
     assert background_tells(digits.train, digits.tied) > 0.6
     assert background_tells(digits.train, digits.swapped) < 0.1
-    assert TIE == 0.95
+    assert background_tells(digits.train, digits_on_photos(32, tie=0.1).tied) < 0.3
 
 
 def test_splits_share_no_digit_and_the_tests_share_all(digits):
@@ -133,6 +133,8 @@ def test_pets_come_with_their_trimaps_and_on_other_backgrounds(tmp_path):
 
 
 def test_mistakes_are_named(tmp_path, digits):
+    with pytest.raises(ValueError, match=r"tie must lie in 0..1, got 2"):
+        digits_on_photos(tie=2)
     with pytest.raises(FileNotFoundError, match="oxford-iiit-pet"):
         pets(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="one sub-folder of pictures a class"):

@@ -145,6 +145,7 @@ def train_arm(
     start: float,
     target: float,
     p: float,
+    feather: int = 0,
 ) -> ArmResult:
     """Train one arm with one seed, and test it.
 
@@ -158,6 +159,7 @@ def train_arm(
         start: threshold that the ``infill_aug`` arm starts at.
         target: share of the best validation accuracy that its threshold must not cost.
         p: share of pictures that it changes.
+        feather: width in pixels of the soft rim of its fills.
 
     Raises:
         ValueError: an unknown arm.
@@ -175,7 +177,7 @@ def train_arm(
     adaptive = None
     if arm == "infill_aug":
         state = ThresholdState.from_threshold(start)
-        augment = InfillAugment(state, p=p, jitter=0.05, feather=0, variation=Variation(), normalize=NORMALIZE)
+        augment = InfillAugment(state, p=p, jitter=0.05, feather=feather, variation=Variation(), normalize=NORMALIZE)
         module = InfillDataModule(DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(shared))
         adaptive = AdaptiveThreshold("val_acc", law=ProportionalLaw(target, samples=len(data.val)))
         callbacks.append(adaptive)

@@ -17,11 +17,13 @@ class DemoDataConfig:
         name: ``digits``, ``pets`` or ``imagefolder``; ``data=pets`` is short for ``data.name=pets``.
         root: folder of the pictures, for ``pets`` and ``imagefolder``.
         size: side of the pictures in pixels; 0 takes what suits the data.
+        tie: share of the ``digits`` that stand on their own photograph, 0..1; 0.1 ties nothing.
     """
 
     name: str = "digits"
     root: str = ""
     size: int = 0
+    tie: float = 0.95
 
 
 @dataclass
@@ -39,6 +41,7 @@ class DemoConfig:
         start: threshold at the start.
         target: share of the best validation accuracy that the threshold must not cost.
         p: share of pictures that the infill arm changes.
+        feather: width in pixels of the soft rim; at the size of the digits it lets the background through.
         output: folder for the store, the pictures and ``results.json``.
     """
 
@@ -52,6 +55,7 @@ class DemoConfig:
     start: float = 0.8
     target: float = 0.85
     p: float = 0.9
+    feather: int = 0
     output: str = "outputs/demo"
 
 
@@ -67,7 +71,7 @@ def parse_settings(settings: Sequence[str]) -> DemoConfig:
 
     Example:
         >>> parse_settings(["data=pets", "data.root=there", "seeds=[7]"]).data
-        DemoDataConfig(name='pets', root='there', size=0)
+        DemoDataConfig(name='pets', root='there', size=0, tie=0.95)
     """
     try:
         from omegaconf import OmegaConf

@@ -21,9 +21,6 @@ from infill_aug.infill.donor import make_plate
 from infill_aug.samples import to_uint8_image
 from infill_aug.types import quantise_confidence
 
-# Share of training and tied test pictures whose background goes with their class.
-TIE = 0.95
-
 
 @dataclass(frozen=True)
 class Split(Dataset[tuple[Tensor, int]]):
@@ -91,19 +88,24 @@ class DemoData:
         return MaskConfidence(key="mask") if self.train.masks is not None else CentreConfidence()
 
 
-def digits_on_photos(size: int = 48, seed: int = 0, limit: int | None = None) -> DemoData:
+def digits_on_photos(size: int = 48, seed: int = 0, limit: int | None = None, tie: float = 0.95) -> DemoData:
     """Handwritten digits of scikit-learn on crops of photographs of scikit-image and scikit-learn.
 
-    Each digit has a photograph of its own; in training it stands on a crop of it 95 % of the time.
+    Each digit has a photograph of its own; in training it stands on a crop of it most of the time.
 
     Args:
         size: side of the pictures in pixels, 32 or more.
         seed: of the drawing.
         limit: at most so many pictures of each split; by default all.
+        tie: share of the training and tied test pictures that stand on their own digit's photograph, 0..1; with ten
+            photographs, 0.1 ties nothing.
 
     Raises:
         ImportError: scikit-learn or scikit-image is missing; the message says what to install.
+        ValueError: ``tie`` is out of range.
     """
+    if not 0 <= tie <= 1:
+        raise ValueError(f"tie must lie in 0..1, got {tie}")
     try:
         from skimage import data as photographs
         from sklearn.datasets import load_digits, load_sample_images
@@ -124,7 +126,7 @@ def digits_on_photos(size: int = 48, seed: int = 0, limit: int | None = None) ->
         images, masks = [], []
         for glyph, label in zip(glyphs[parts[part]][:limit], labels[parts[part]][:limit], strict=True):
             others = [i for i in range(len(photos)) if i != label]
-            tied = not swapped and random.random() < TIE
+            tied = not swapped and random.random() < tie
             photo = photos[label if tied else int(random.choice(others))]
             image, mask = _draw_digit(glyph, photo, size, random)
             images.append(image)
@@ -139,7 +141,7 @@ def digits_on_photos(size: int = 48, seed: int = 0, limit: int | None = None) ->
         tied=draw("test"),
         swapped=draw("test", swapped=True),
         mirror=False,
-        note=f"scikit-learn digits on scikit-image and scikit-learn photographs, {size} px, {TIE:.0%} tied",
+        note=f"scikit-learn digits on scikit-image and scikit-learn photographs, {size} px, {tie:.0%} tied",
     )
 
 

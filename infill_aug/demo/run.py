@@ -30,7 +30,7 @@ def load_data(config: DemoConfig) -> DemoData:
     """
     wanted = config.data
     if wanted.name == "digits":
-        return digits_on_photos(wanted.size or 48)
+        return digits_on_photos(wanted.size or 48, tie=wanted.tie)
     if wanted.name == "pets":
         return pets(wanted.root, wanted.size or 96)
     if wanted.name == "imagefolder":
@@ -90,6 +90,7 @@ def run_demo(config: DemoConfig) -> list[ArmResult]:
                 start=config.start,
                 target=config.target,
                 p=config.p,
+                feather=config.feather,
             )
             results.append(result)
     results.sort(key=lambda result: (list(config.arms).index(result.arm), result.seed))
