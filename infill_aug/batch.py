@@ -33,9 +33,11 @@ class InfillAugment(nn.Module):
         mode: ``"quantile"`` (share of pixels to mask) or ``"absolute"`` (confidence up to which a pixel is masked); a
             ``ThresholdState`` brings its own.
         p: probability that a sample is changed at all.
-        jitter: half width of a uniform draw that is added to each sample's threshold, 0..1.
+        jitter: half width of a uniform draw that is added to each sample's threshold, 0..1; the sum stays within the
+            bounds of the ``ThresholdState``.
         feather: width in pixels of the soft rim.
-        protect_above: confidence above which a pixel is never masked; ``None`` protects nothing.
+        protect_above: confidence above which a pixel is never masked; ``None``: only full confidence is kept, which is
+            what labelled objects have that ``protect`` names.
         variation: module ``(infill, mask) -> infill`` on floating point in 0..1.
         normalize: mean and standard deviation, three numbers each, or ``None``.
         dtype: floating point dtype of the output image.
@@ -137,7 +139,8 @@ class InfillAugment(nn.Module):
         value = self.threshold.threshold if isinstance(self.threshold, ThresholdState) else self.threshold
         threshold = torch.full((count,), float(value), device=device)
         if self.jitter > 0:
-            threshold = (threshold + (2 * torch.rand(count, device=device) - 1) * self.jitter).clamp(0, 1)
+            bounds = self.threshold.bounds if isinstance(self.threshold, ThresholdState) else (0.0, 1.0)
+            threshold = (threshold + (2 * torch.rand(count, device=device) - 1) * self.jitter).clamp(*bounds)
         changed = torch.rand(count, device=device) < self.p
         return threshold, changed
 
@@ -149,7 +152,8 @@ class InfillAugment(nn.Module):
         Returns:
             ``(B, 3, H, W)`` normalised image and ``(B, 1, H, W)`` bool mask.
         """
-        mask = threshold_mask(confidence, threshold, mode=self.mode, protect_above=self.protect_above)
+        protect_above = 1.0 if self.protect_above is None else self.protect_above
+        mask = threshold_mask(confidence, threshold, mode=self.mode, protect_above=protect_above)
         mask &= changed[:, None, None, None]
         kept, fill = _unit(image), _unit(infill)
         if self.variation is not None:

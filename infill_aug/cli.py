@@ -14,8 +14,8 @@ from typing import Any
 
 from infill_aug import __version__
 
-# Before torch is loaded: OpenMP threads spin while they wait. On a machine where another program wants a core, that
-# made the small network of the demo thirty times slower (docs/benchmarks.md). The caller's own choice stands.
+# Before torch is loaded: OpenMP threads spin while they wait, and so keep a core from whoever has work, other programs
+# and this one included. The caller's own choice stands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

@@ -55,6 +55,8 @@ def _rgb(image: Any) -> Tensor:
     if isinstance(image, PILImage.Image):
         if image.mode.startswith("I"):  # 16 bits: convert("RGB") would clip nearly everything to white
             image = np.asarray(image).astype(np.uint16)
+        elif image.mode == "F":
+            image = np.asarray(image)
         else:
             return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     if isinstance(image, np.ndarray):
@@ -110,6 +112,7 @@ def split_sample(sample: Any, image_key: str | int | None = None) -> tuple[Tenso
         without the image, or ``None``.
 
     Raises:
+        IndexError: no such position in the sample.
         KeyError: a mapping without an image.
 
     Example:
@@ -123,7 +126,10 @@ def split_sample(sample: Any, image_key: str | int | None = None) -> tuple[Tenso
             raise KeyError(f"the sample has no image under {image_key or _IMAGE_KEYS}; its keys are {list(sample)}")
         return to_uint8_image(sample[key]), {k: v for k, v in sample.items() if k != key}
     if isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
-        position = int(image_key or 0) % len(sample)
+        position = int(image_key or 0)
+        if not -len(sample) <= position < len(sample):
+            raise IndexError(f"the sample has {len(sample)} parts and no image at position {position}")
+        position %= len(sample)
         rest = [part for i, part in enumerate(sample) if i != position]
         return to_uint8_image(sample[position]), (rest[0] if len(rest) == 1 else tuple(rest) or None)
     return to_uint8_image(sample), None

@@ -132,7 +132,7 @@ def _interpolated(kernel: Callable[..., Tensor]) -> Callable[..., ConfidenceMap]
         if kwargs.get("antialias") is False:
             # Without antialiasing a kernel looks at a few pixels only; the image, moved by nearest neighbour, may take
             # its pixel from one of the others.
-            sticky = kernel(indicator, *args, **{**kwargs, "antialias": True})
+            sticky = torch.maximum(sticky, kernel(indicator, *args, **{**kwargs, "antialias": True}))
         sticky = sticky > full / 512
         values = values.clamp(0, full).masked_fill(sticky, full)
         return tv_tensors.wrap(values, like=inpt)

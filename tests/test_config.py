@@ -197,6 +197,7 @@ callbacks:
 
 APP = """
 import hydra
+import torch
 from infill_aug.config import instantiate, register
 
 register()
@@ -206,7 +207,8 @@ def main(cfg):
     augment = instantiate(cfg.augment)
     callbacks = instantiate(cfg.callbacks)
     law = callbacks["adaptive"].law
-    print(augment.p, augment.threshold_state.threshold, augment.std.flatten().tolist()[0], law.target)
+    white = float(augment.normalize(torch.ones(1, 3, 1, 1)).mean())
+    print(augment.p, augment.threshold_state.threshold, white, law.target)
 
 main()
 """
@@ -230,7 +232,8 @@ def test_a_strangers_config_takes_the_groups_in(stranger):
     augment, callback = instantiate(cfg.augment), instantiate(cfg.callbacks)["adaptive"]
     assert augment.threshold_state.threshold == pytest.approx(0.6)
     assert augment.p == 0.3
-    assert augment.std.flatten().tolist() == pytest.approx([0.2] * 3)
+    white = augment.normalize(torch.ones(1, 3, 1, 1)).flatten().tolist()
+    assert white == pytest.approx([(1 - 0.5) / 0.2] * 3)
     assert isinstance(callback, ia.AdaptiveThreshold)
     assert (callback.monitor, callback.law.target) == ("val_f1", 0.8)
 
@@ -248,5 +251,5 @@ def test_a_strangers_application_runs(stranger):
     command = [sys.executable, "app.py", "augment.threshold.threshold=0.5", "hydra.run.dir=run"]
     done = subprocess.run(command, cwd=stranger, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    p, threshold, std, target = (float(word) for word in done.stdout.split())
-    assert (p, round(threshold, 6), round(std, 6), target) == (0.3, 0.5, 0.2, 0.8)
+    p, threshold, white, target = (float(word) for word in done.stdout.split())
+    assert (p, round(threshold, 6), round(white, 5), target) == (0.3, 0.5, 2.5, 0.8)

@@ -128,6 +128,7 @@ class InfillBackend(ABC):
     version: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
     needs_visible: ClassVar[bool] = True  # cannot fill a picture of which nothing is left
+    may_be_flat: ClassVar[bool] = False  # one flat colour is a fill like any other, not the sign of a failed model
     pool_size: int = 0  # how many training images ``prepare`` wants to see
     max_batch: ClassVar[int] = 64
 
@@ -231,7 +232,7 @@ class InfillBackend(ABC):
                     reasons[part[0]] = f"{type(error).__name__}: {error}"
                 continue
             for i, fill in zip(part, fills.to(image.device, torch.float32), strict=True):
-                fault = _fault(fill, image[i], hole[i])
+                fault = _fault(fill, image[i], hole[i], self.may_be_flat)
                 if fault:
                     reasons[i] = fault
                 else:
@@ -280,7 +281,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower()
 
 
-def _fault(fill: Tensor, image: Tensor, hole: Tensor) -> str | None:
+def _fault(fill: Tensor, image: Tensor, hole: Tensor, may_be_flat: bool) -> str | None:
     """What makes a fill unusable as training data, or ``None``."""
     inside = fill[:, hole[0]]
     if not bool(inside.isfinite().all()):
@@ -288,7 +289,7 @@ def _fault(fill: Tensor, image: Tensor, hole: Tensor) -> str | None:
     low, high = (float(v) for v in torch.aminmax(inside))
     if low < -0.05 or high > 1.05:
         return f"the fill must lie in 0..1, got values from {low:.4g} to {high:.4g}"
-    if inside.shape[1] >= 64 and float((inside.amax(dim=1) - inside.amin(dim=1)).max()) == 0:
+    if not may_be_flat and inside.shape[1] >= 64 and float((inside.amax(dim=1) - inside.amin(dim=1)).max()) == 0:
         # One flat colour is what a failed model gives, unless it simply goes on with flat surroundings.
         ring = (dilate(hole[None], 2)[0] & ~hole)[0]
         around = image[:, ring]

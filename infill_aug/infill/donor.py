@@ -51,6 +51,7 @@ class DonorBackend(InfillBackend):
     """
 
     name = "donor"
+    may_be_flat = True
     stochastic = True
     needs_visible = False
 

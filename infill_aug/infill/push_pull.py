@@ -67,6 +67,7 @@ class PushPullBackend(InfillBackend):
     """
 
     name = "push_pull"
+    may_be_flat = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,6 +34,7 @@ class TeleaBackend(InfillBackend):
     """
 
     name = "telea"
+    may_be_flat = True
 
     def __init__(self, radius: float = 3.0) -> None:
         try:
