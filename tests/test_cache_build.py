@@ -111,6 +111,22 @@ def test_levels_that_give_one_mask_share_one_infill(tmp_path):
     assert entry["infills"][1] == entry["infills"][2]
 
 
+def test_a_picture_that_occurs_twice_is_filled_once(tmp_path):
+    data = [*samples(2), *samples(2)]
+    assert build(data, tmp_path, batch_size=64).generated == 2 * 3
+    assert InfillStore(tmp_path).verify().duplicates == 0
+    assert build(data, tmp_path).generated == 0
+
+
+def test_one_picture_with_two_masks_is_reported_and_the_first_counts(tmp_path):
+    data = [(picture(0), {"label": 0, "mask": disc()}), (picture(0), {"label": 0, "mask": disc().roll(5, 0)})]
+    with pytest.warns(UserWarning, match="sample 1 is the same picture as sample 0, with another mask or label"):
+        report = build(data, tmp_path / "both")
+    build(data[:1], tmp_path / "first")
+    assert report.generated == 3
+    assert content(tmp_path / "both") == content(tmp_path / "first")
+
+
 def test_a_backend_without_randomness_makes_one_variant(tmp_path):
     assert build(samples(1), tmp_path, backend="push_pull", variants=5).generated == 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.masks import check_levels, level_masks
 from infill_aug.infill import load_backend
 from infill_aug.infill.backend import InfillBackend, ModelConfig, PartialInfillError, PoolSample, SampleContext
-from infill_aug.key import image_digest, seed_from
+from infill_aug.key import digest, image_digest, seed_from
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import label_of, split_sample
 from infill_aug.types import quantise_confidence
@@ -154,6 +155,7 @@ class _Open:
     key: str
     entry: dict[str, Any]
     waiting: int
+    request: str = ""  # digest of the entry as it was asked for
 
 
 def build_cache(
@@ -281,7 +283,8 @@ class _Run:
         self.generated = self.present = 0
         self.failed: list[dict[str, Any]] = []
         self._waiting: dict[tuple[int, ...], list[_Job]] = defaultdict(list)
-        self._written: set[str] = set()  # keys of this run, which the store's index learns of at the next refresh
+        self._maps: set[str] = set()  # written by this run: the store's index learns of them at the next refresh
+        self._seen: dict[str, _Open] = {}  # by entry key: a picture that occurs twice is filled once
 
     def jobs(self, sample: PlannedSample) -> tuple[_Open, list[_Job]]:
         """The entry of a sample and every infill that it lists."""
@@ -305,6 +308,7 @@ class _Run:
                 else:
                     keys.append("")
             entry["infills"].append(keys)
+        opened.request = digest(entry)
         return opened, list(jobs.values())
 
     def add(self, sample: PlannedSample, writer: InfillStoreWriter) -> None:
@@ -313,10 +317,20 @@ class _Run:
             self._fail(writer, sample.index, sample.error)
             return
         opened, jobs = self.jobs(sample)
-        missing = [job for job in jobs if job.key not in self.store and job.key not in self._written]
+        first = self._seen.setdefault(opened.key, opened)
+        if first is not opened:
+            if first.request != opened.request:
+                warnings.warn(
+                    f"sample {opened.index} is the same picture as sample {first.index}, with another mask or label; "
+                    "images are found by their pixels, so the infills of the first serve both",
+                    stacklevel=3,
+                )
+            return
+        missing = [job for job in jobs if job.key not in self.store]
         self.present += len(jobs) - len(missing)
-        if opened.entry["map"] not in self.store and opened.entry["map"] not in self._written:
-            self._put(writer, opened.entry["map"], *encode_map(sample.confidence))
+        if opened.entry["map"] not in self.store and opened.entry["map"] not in self._maps:
+            writer.put(opened.entry["map"], *encode_map(sample.confidence))
+            self._maps.add(opened.entry["map"])
         opened.waiting = len(missing)
         if not missing:
             self._close(opened, writer)
@@ -353,7 +367,7 @@ class _Run:
                 for level, variant in job.places:
                     job.sample.entry["infills"][level][variant] = None
             else:
-                self._put(writer, job.key, *encode_infill(fills[i], job.mask, job.image, self.codec))
+                writer.put(job.key, *encode_infill(fills[i], job.mask, job.image, self.codec))
                 self.generated += 1
             job.sample.waiting -= 1
             if job.sample.waiting == 0:
@@ -362,11 +376,8 @@ class _Run:
     def _close(self, opened: _Open, writer: InfillStoreWriter) -> None:
         payload = json.dumps(opened.entry, separators=(",", ":")).encode()
         if self.store.get(opened.key) != payload:
-            self._put(writer, opened.key, payload, "json")
-
-    def _put(self, writer: InfillStoreWriter, key: str, payload: bytes, extension: str) -> None:
-        writer.put(key, payload, extension)
-        self._written.add(key)
+            writer.put(opened.key, payload, "json")
+        opened.entry = {}  # written: what is kept of every picture until the end is small
 
     def _fail(self, writer: InfillStoreWriter, index: int, reason: str, key: str = "") -> None:
         record = {"sample": index, "reason": reason, "recipe": self.fingerprint, "key": key}
