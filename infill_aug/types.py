@@ -133,9 +133,9 @@ def _interpolated(kernel: Callable[..., Tensor]) -> Callable[..., ConfidenceMap]
             # Without antialiasing a kernel looks at a few pixels only; the image, moved by nearest neighbour, may take
             # its pixel from one of the others.
             sticky = torch.maximum(sticky, kernel(indicator, *args, **{**kwargs, "antialias": True}))
-        sticky = sticky > full / 512
-        values = values.clamp(0, full).masked_fill(sticky, full)
-        return tv_tensors.wrap(values, like=inpt)
+        # Maximum, not masked_fill, which took as long as the resize itself.
+        protected = (sticky > full / 512).to(plain.dtype) * full
+        return tv_tensors.wrap(torch.maximum(values.clamp(0, full), protected), like=inpt)
 
     return move
 
