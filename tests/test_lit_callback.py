@@ -232,7 +232,7 @@ def test_callbacks_on_two_metrics_keep_their_own_checkpoint_entries():
 
 
 TWO_RANKS = """
-    import json, os, pathlib, sys
+    import json, os, pathlib, sys, torch
     sys.path.insert(0, sys.argv[2])
     from test_lit_callback import AdaptiveThreshold, Planted, ProportionalLaw, ThresholdState, Trainer
 
@@ -249,6 +249,9 @@ TWO_RANKS = """
     )
     trainer.fit(Ranked(val_acc=[0.8, 0.8, 0.8, 0.4, 0.4, 0.8]))
     pathlib.Path(sys.argv[1], f"rank{trainer.global_rank}.json").write_text(json.dumps(callback.history))
+    # Lightning leaves the group to the end of the process, where gloo's threads have been seen to abort it.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
