@@ -7,28 +7,27 @@ import shutil
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from infill_aug.cache.codec import CODECS, encode_infill, encode_map
+from infill_aug.cache.plan import PlannedSample, Planner, pool, spread
 from infill_aug.cache.recipe import Recipe, entry_key, infill_key, map_key
 from infill_aug.cache.store import InfillStore, InfillStoreWriter
-from infill_aug.confidence.sources import ConfidenceSource, protect_labelled, source_from_profile
+from infill_aug.confidence.sources import ConfidenceSource, source_from_profile
 from infill_aug.descriptor import TaskDescriptor
-from infill_aug.functional.masks import check_levels, level_masks
+from infill_aug.functional.masks import check_levels
 from infill_aug.infill import load_backend
-from infill_aug.infill.backend import InfillBackend, ModelConfig, PartialInfillError, PoolSample, SampleContext
+from infill_aug.infill.backend import InfillBackend, ModelConfig, PartialInfillError, SampleContext
 from infill_aug.key import digest, image_digest, seed_from
 from infill_aug.profile import TaskProfile
-from infill_aug.samples import label_of, split_sample
-from infill_aug.types import quantise_confidence
 
 RESUME_MODES = ("never", "if_possible", "always")
 # Samples that a dry run generates to measure time and size.
@@ -89,50 +88,6 @@ class BuildEstimate:
             f"{self.samples} images, {self.infills} infills: about {self.seconds:.0f} s and {self.bytes / 1e6:.1f} MB "
             f"({self.free / 1e6:.0f} MB free), from {self.probed} samples"
         )
-
-
-@dataclass
-class PlannedSample:
-    """One image, its map and its nested masks; or why there are none."""
-
-    index: int
-    digest: str = ""
-    image: Tensor = field(default_factory=lambda: torch.empty(0))
-    confidence: Tensor = field(default_factory=lambda: torch.empty(0))
-    masks: Tensor = field(default_factory=lambda: torch.empty(0))
-    label: Any = None
-    error: str = ""
-
-
-class Planner(Dataset[PlannedSample]):
-    """Reads a sample and computes its map and masks: the part of a build that worker processes do."""
-
-    def __init__(
-        self, dataset: Any, source: ConfidenceSource, profile: TaskProfile, levels: Sequence[float],
-        protect: str | None, image_key: str | int | None,
-    ) -> None:  # fmt: skip
-        self.dataset, self.source, self.profile = dataset, source, profile
-        self.levels, self.protect, self.image_key = levels, protect, image_key
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> PlannedSample:
-        try:
-            image, target = split_sample(self.dataset[index], self.image_key)
-            confidence = quantise_confidence(self.source(image, target))
-            if self.protect:
-                confidence = protect_labelled(confidence, target, self.protect)
-        except Exception as error:  # an unreadable image is a record in the report, not the end of a long build
-            return PlannedSample(index, error=f"{type(error).__name__}: {error}")
-        masks = level_masks(
-            confidence[None],
-            self.levels,
-            mode=self.profile.mode,
-            protect_above=self.profile.protect_above,
-            clean=self.profile.clean,
-        )[0]
-        return PlannedSample(index, image_digest(image), image, confidence, masks, label_of(target))
 
 
 @dataclass
@@ -229,7 +184,7 @@ def build_cache(
     _check(dataset, variants, resume, codec, batch_size)
     plan = Planner(dataset, source, profile, levels, protect, image_key)
     if backend.pool_size:
-        backend.prepare(_pool(plan, backend.pool_size))
+        backend.prepare(pool(plan, backend.pool_size))
     config = backend.model_config(descriptor)
     recipe = Recipe(
         source=source.config(),
@@ -417,25 +372,12 @@ def _check_resume(store: InfillStore, recipe: Recipe, resume: str) -> None:
         )
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` indices, evenly spaced from first to last."""
-    wanted = min(wanted, count)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
-
-
-def _pool(plan: Planner, size: int) -> Iterator[PoolSample]:
-    for index in _spread(len(plan), size):
-        sample = plan[index]
-        if not sample.error:
-            yield PoolSample(sample.digest, sample.image, sample.confidence, sample.label)
-
-
 def _estimate(
     plan: Planner, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
     descriptor: TaskDescriptor, codec: str, batch_size: int, device: torch.device | str,
 ) -> BuildEstimate:  # fmt: skip
     run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
-    indices = _spread(len(plan), _PROBE)
+    indices = spread(len(plan), _PROBE)
     infills = size = 0
     started = time.perf_counter()
     for index in indices:
