@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infill_aug.confidence.sources import source_from_profile
-from infill_aug.functional.masks import clean_mask, threshold_mask
+from infill_aug.functional.masks import threshold_mask
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import to_batch
 from infill_aug.types import check_confidence, quantise_confidence
@@ -87,7 +87,7 @@ def generate_dynamic_mask(
             )
         maps = maps.float() / 255 if maps.dtype == torch.uint8 else maps.float()
     levels = quantise_confidence(maps)
-    mask = threshold_mask(levels, threshold, mode=profile.mode, protect_above=profile.protect_above)
-    if profile.clean:
-        mask = clean_mask(mask, profile.clean) & (levels.float() <= profile.protect_above * 255)
+    mask = threshold_mask(
+        levels, threshold, mode=profile.mode, protect_above=profile.protect_above, clean=profile.clean
+    )
     return DynamicMask(maps, float(threshold), mask, unit.masked_fill(mask, fill))

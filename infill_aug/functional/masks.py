@@ -21,6 +21,7 @@ def threshold_mask(
     *,
     mode: str = "quantile",
     protect_above: float | None = None,
+    clean: int = 0,
 ) -> Tensor:
     """Mask of the pixels that matter too little: true = regenerate.
 
@@ -34,6 +35,7 @@ def threshold_mask(
         mode: ``"quantile"`` or ``"absolute"``.
         protect_above: pixels with more confidence than this, and those with full confidence, are never masked; ``None``
             protects nothing.
+        clean: radius of the specks that are removed, see ``clean_mask``; what is protected stays so.
 
     Returns:
         ``(B, 1, H, W)`` bool on the device of ``confidence``.
@@ -62,12 +64,14 @@ def threshold_mask(
     else:
         score = levels + _inwards(levels.shape[-2], levels.shape[-1], levels.device)
         mask = score <= _score_at(score, limit)
-    return mask if protect_above is None else mask & _unprotected(levels, protect_above)
-
-
-def _unprotected(levels: Tensor, protect_above: float) -> Tensor:
-    """Where a map of 0..255 may be masked; full confidence never may."""
-    return levels <= min(protect_above * 255, 254)
+    free = None if protect_above is None else levels <= min(protect_above * 255, 254)
+    if free is not None:
+        mask = mask & free
+    if clean:
+        mask = clean_mask(mask, clean)
+        # The closing may have reached into what is protected.
+        mask = mask if free is None else mask & free
+    return mask
 
 
 def _inwards(height: int, width: int, device: torch.device) -> Tensor:
@@ -123,14 +127,10 @@ def level_masks(
         >>> level_masks(confidence, (0.25, 0.5, 1.0)).float().mean((2, 3))[0].tolist()
         [0.25, 0.5, 1.0]
     """
-    masks = []
-    for level in check_levels(levels):
-        mask = threshold_mask(confidence, level, mode=mode, protect_above=protect_above)
-        if clean:
-            mask = clean_mask(mask, clean)
-            if protect_above is not None:
-                mask &= _unprotected(quantise_confidence(confidence), protect_above)
-        masks.append(mask)
+    masks = [
+        threshold_mask(confidence, level, mode=mode, protect_above=protect_above, clean=clean)
+        for level in check_levels(levels)
+    ]
     return torch.cat(masks, dim=1)
 
 
