@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 ThresholdMode = Literal["quantile", "absolute"]
-SOURCES = ("mask", "boxes", "centre")
+SOURCES = ("mask", "boxes", "points", "centre", "estimator", "teacher")
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,16 @@ class TaskProfile:
 
     Args:
         name: name of the profile.
-        source: ``"mask"`` (labelled masks), ``"boxes"`` (labelled boxes) or ``"centre"`` (a centre prior).
-        source_options: arguments of that source, see ``infill_aug.confidence.sources``.
+        source: ``"mask"``, ``"boxes"`` or ``"points"`` (labels of those kinds), ``"centre"`` (a centre prior),
+            ``"estimator"`` (the small network with ``weights``) or ``"teacher"`` (a large network, ``teacher``).
+        source_options: arguments of that source, see ``infill_aug.confidence``.
+        weights: of the estimator: name of bundled weights, or path of a ``.safetensors`` file, relative to the profile's
+            own file.
+        input_size: longer side in pixels at which the estimator looks at a picture, 32..512, a multiple of 16.
+        class_weights: confidence 0..1 of the teacher's classes, by name; classes that are left out do not matter.
+        teacher: the large network that the estimator learns from: its ``name``, see ``list_teachers()``, and options.
         falloff: reach of the graded ring around what matters, as a share of ``sqrt(H * W)``, 0..2; 0 is a hard edge.
+        edges: how much an edge of the picture holds that ring back, 0 or more; 0 grades by distance alone.
         threshold: where training starts, 0..1; higher masks more.
         bounds: lowest and highest threshold that the feedback may reach.
         mode: ``"quantile"``: the threshold is the share of pixels to mask; ``"absolute"``: it is a confidence.
@@ -43,7 +50,12 @@ class TaskProfile:
     name: str
     source: str = "centre"
     source_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    weights: str | None = None
+    input_size: int = 128
+    class_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
+    teacher: Mapping[str, Any] | None = field(default=None, hash=False)
     falloff: float = 0.2
+    edges: float = 0.0
     threshold: float = 0.5
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: ThresholdMode = "quantile"
@@ -58,14 +70,19 @@ class TaskProfile:
             raise ValueError(f"profile {self.name!r}: 'source' must be one of {SOURCES}, got {self.source!r}")
         if self.mode not in ("quantile", "absolute"):
             raise ValueError(f"profile {self.name!r}: 'mode' must be 'quantile' or 'absolute', got {self.mode!r}")
-        if not isinstance(self.source_options, Mapping):
-            raise ValueError(f"profile {self.name!r}: 'source_options' must be a mapping, got {self.source_options!r}")
-        try:
-            # A private copy in plain JSON: a profile reads back from its own file to an equal profile.
-            options = json.loads(json.dumps(dict(self.source_options), default=_listed))
-        except TypeError as error:
-            raise ValueError(f"profile {self.name!r}: 'source_options' must hold JSON values only: {error}") from error
-        object.__setattr__(self, "source_options", options)
+        for key in ("source_options", "class_weights", "teacher"):
+            value = getattr(self, key)
+            if value is None and key == "teacher":
+                continue
+            if not isinstance(value, Mapping):
+                raise ValueError(f"profile {self.name!r}: {key!r} must be a mapping, got {value!r}")
+            try:
+                # A private copy in plain JSON: a profile reads back from its own file to an equal profile.
+                copied = json.loads(json.dumps(dict(value), default=_listed))
+            except TypeError as error:
+                raise ValueError(f"profile {self.name!r}: {key!r} must hold JSON values only: {error}") from error
+            object.__setattr__(self, key, copied)
+        self._check_network()
         try:
             low, high = (float(bound) for bound in self.bounds)
         except (TypeError, ValueError):
@@ -73,13 +90,27 @@ class TaskProfile:
         object.__setattr__(self, "bounds", (low, high))
         if not 0 <= low <= high <= 1:
             raise ValueError(f"profile {self.name!r}: 'bounds' must satisfy 0 <= low <= high <= 1, got {self.bounds}")
-        ranges = {"falloff": (0, 2), "threshold": (low, high), "protect_above": (0, 1)}
+        ranges = {"falloff": (0, 2), "edges": (0, 1000), "threshold": (low, high), "protect_above": (0, 1)}
         for key, (least, most) in ranges.items():
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
                 raise ValueError(f"profile {self.name!r}: {key!r} must lie in {least}..{most}, got {value!r}")
         if isinstance(self.clean, bool) or not isinstance(self.clean, int) or not 0 <= self.clean <= 64:
             raise ValueError(f"profile {self.name!r}: 'clean' must be an integer in 0..64, got {self.clean!r}")
+
+    def _check_network(self) -> None:
+        if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
+            raise ValueError(f"profile {self.name!r}: 'weights' must be a name or a path, got {self.weights!r}")
+        size = self.input_size
+        if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 512 or size % 16:
+            raise ValueError(f"profile {self.name!r}: 'input_size' must be a multiple of 16 in 32..512, got {size!r}")
+        for name, weight in self.class_weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+                raise ValueError(f"profile {self.name!r}: class weight of {name!r} must lie in 0..1, got {weight!r}")
+        if self.teacher is not None and not isinstance(self.teacher.get("name"), str):
+            raise ValueError(f"profile {self.name!r}: 'teacher' must say its 'name', got {self.teacher!r}")
+        if self.source == "teacher" and self.teacher is None:
+            raise ValueError(f"profile {self.name!r}: source 'teacher' needs the field 'teacher', such as {{name: ...}}")
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | TaskProfile) -> TaskProfile:
@@ -104,6 +135,9 @@ class TaskProfile:
             if not isinstance(data, dict):
                 raise ValueError(f"profile {where} must be a mapping of fields, got {type(data).__name__}")
             data.setdefault("name", Path(where).stem)
+            weights = data.get("weights")
+            if isinstance(weights, str) and weights.endswith(".safetensors"):
+                data["weights"] = str(Path(where).parent / weights)  # an absolute path stays as it is
         allowed = [f.name for f in dataclasses.fields(cls)]
         unknown = sorted(str(key) for key in data if key not in allowed)
         if unknown:
