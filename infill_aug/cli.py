@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infill_aug import __version__
+from infill_aug.cli_profiles import add_profiles
 
 # Before torch is loaded: OpenMP threads spin while they wait, and so keep a core from whoever has work, other programs
 # and this one included. The caller's own choice stands.
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--target-types", nargs="+", help="target types of a torchvision dataset, such as segmentation")
     build.add_argument("--store", required=True, help="folder of the store; made where it does not exist")
     build.add_argument(
-        "--profile", default="centre_prior", help="task profile: a name or a file (default: %(default)s)"
+        "--profile", default="salient_object", help="task profile: a name or a file (default: %(default)s)"
     )
     build.add_argument("--backend", default="push_pull", help="infill backend (default: %(default)s)")
     build.add_argument("--options", default="{}", help="options of the backend as JSON")
@@ -87,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("store")
     prune.add_argument("--keep", nargs="+", metavar="RECIPE", help="recipes to keep (default: the one built last)")
     prune.add_argument("--yes", action="store_true", help="do it; without, only say what would be dropped")
+
+    add_profiles(commands)
 
     doctor = _command(commands, "doctor", _doctor, "say what is installed and what each missing part would bring")
     doctor.add_argument("--json", action="store_true", help="print JSON")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from infill_aug.confidence.sources import source_from_profile
+from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.functional.masks import threshold_mask
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import to_batch

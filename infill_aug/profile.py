@@ -27,7 +27,7 @@ class TaskProfile:
         source_options: arguments of that source, see ``infill_aug.confidence``.
         weights: of the estimator: name of bundled weights, or path of a ``.safetensors`` file, relative to the profile's
             own file.
-        input_size: longer side in pixels at which the estimator looks at a picture, 32..512, a multiple of 16.
+        input_size: side in pixels of the square at which the estimator looks at a picture, 32..512, a multiple of 16.
         class_weights: confidence 0..1 of the teacher's classes, by name; classes that are left out do not matter.
         teacher: the large network that the estimator learns from: its ``name``, see ``list_teachers()``, and options.
         falloff: reach of the graded ring around what matters, as a share of ``sqrt(H * W)``, 0..2; 0 is a hard edge.

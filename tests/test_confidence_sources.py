@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 from torchvision import tv_tensors
 
+from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.confidence.sources import (
     BoxConfidence,
     CallableConfidence,
     CentreConfidence,
     MaskConfidence,
     protect_labelled,
-    source_from_profile,
 )
 from infill_aug.functional.grading import grade
 from infill_aug.functional.masks import level_masks, threshold_mask

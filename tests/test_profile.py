@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infill_aug.confidence.sources import source_from_profile
+from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.profile import SOURCES, TaskProfile, list_profiles
 
 

@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from infill_aug.cache.codec import CODECS, encode_infill, encode_map
-from infill_aug.cache.plan import PlannedSample, Planner, pool, spread
+from infill_aug.cache.plan import PlannedSample, Planner, Scorer, pool, spread
 from infill_aug.cache.recipe import Recipe, entry_key, infill_key, map_key
 from infill_aug.cache.store import InfillStore, InfillStoreWriter
-from infill_aug.confidence.sources import ConfidenceSource, source_from_profile
+from infill_aug.confidence.from_profile import source_from_profile
+from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.masks import check_levels
 from infill_aug.infill import load_backend
@@ -179,12 +180,15 @@ def build_cache(
     descriptor = _descriptor(descriptor)
     if isinstance(backend, str):
         backend = load_backend(backend)
-    source = source or source_from_profile(profile)
+    source = source or source_from_profile(profile, device)
+    _warn_of_quality(source)
     levels = check_levels(levels if levels is not None else [s * profile.bounds[1] for s in (0.5, 0.75, 1.0)])
     _check(dataset, variants, resume, codec, batch_size)
+    store = store if isinstance(store, InfillStore) else InfillStore(store)
     plan = Planner(dataset, source, profile, levels, protect, image_key)
+    scorer = Scorer(plan, source, store)
     if backend.pool_size:
-        backend.prepare(pool(plan, backend.pool_size))
+        backend.prepare(pool(plan, scorer, backend.pool_size))
     config = backend.model_config(descriptor)
     recipe = Recipe(
         source=source.config(),
@@ -198,17 +202,17 @@ def build_cache(
         fingerprint_of_backend=config.fingerprint(),
         variants=variants if config.stochastic else 1,
     )
-    store = store if isinstance(store, InfillStore) else InfillStore(store)
     if dry_run:
-        return _estimate(plan, store, recipe, backend, config, descriptor, codec, batch_size, device)
+        return _estimate(plan, scorer, store, recipe, backend, config, descriptor, codec, batch_size, device)
     _check_resume(store, recipe, resume)
     run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
+    run.maps = scorer.written
     started = time.perf_counter()
     loader = DataLoader(plan, batch_size=None, num_workers=num_workers, shuffle=False)
     store.write_document(f"recipe-{recipe.fingerprint()}", recipe.to_dict())
     store.write_document("latest", {"recipe": recipe.fingerprint()})
     with store.writer() as writer, tqdm(total=len(plan), unit="image", disable=not progress, desc="infills") as bar:
-        for sample in loader:
+        for sample in scorer(loader, writer):
             run.add(sample, writer)
             bar.update()
             bar.set_postfix(generated=run.generated, failed=len(run.failed), refresh=False)
@@ -238,12 +242,14 @@ class _Run:
         self.generated = self.present = 0
         self.failed: list[dict[str, Any]] = []
         self._waiting: dict[tuple[int, ...], list[_Job]] = defaultdict(list)
-        self._maps: set[str] = set()  # written by this run: the store's index learns of them at the next refresh
+        self.maps: set[str] = set()  # written by this run: the store's index learns of them at the next refresh
         self._seen: dict[str, _Open] = {}  # by entry key: a picture that occurs twice is filled once
 
     def jobs(self, sample: PlannedSample) -> tuple[_Open, list[_Job]]:
         """The entry of a sample and every infill that it lists."""
         entry: dict[str, Any] = {"recipe": self.fingerprint, "map": map_key(sample.confidence), "infills": []}
+        if sample.score:
+            entry["score"] = sample.score  # so that the note is kept as long as the entry
         opened = _Open(sample.index, entry_key(self.fingerprint, sample.digest), entry, 0)
         jobs: dict[str, _Job] = {}
         for level, mask in enumerate(sample.masks):
@@ -283,9 +289,9 @@ class _Run:
             return
         missing = [job for job in jobs if job.key not in self.store]
         self.present += len(jobs) - len(missing)
-        if opened.entry["map"] not in self.store and opened.entry["map"] not in self._maps:
+        if opened.entry["map"] not in self.store and opened.entry["map"] not in self.maps:
             writer.put(opened.entry["map"], *encode_map(sample.confidence))
-            self._maps.add(opened.entry["map"])
+            self.maps.add(opened.entry["map"])
         opened.waiting = len(missing)
         if not missing:
             self._close(opened, writer)
@@ -359,6 +365,12 @@ def _check(dataset: Any, variants: int, resume: str, codec: str, batch_size: int
         raise ValueError(f"codec must be one of {CODECS}, got {codec!r}")
 
 
+def _warn_of_quality(source: ConfidenceSource) -> None:
+    quality = getattr(source, "quality", {})
+    if quality and not quality.get("passes", True):
+        warnings.warn(f"{quality['verdict']} The infills will show it; see infill-aug profiles evaluate", stacklevel=3)
+
+
 def _check_resume(store: InfillStore, recipe: Recipe, resume: str) -> None:
     known = f"recipe-{recipe.fingerprint()}" in store.documents("recipe-")
     if resume == "never" and known:
@@ -373,15 +385,14 @@ def _check_resume(store: InfillStore, recipe: Recipe, resume: str) -> None:
 
 
 def _estimate(
-    plan: Planner, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
+    plan: Planner, scorer: Scorer, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
     descriptor: TaskDescriptor, codec: str, batch_size: int, device: torch.device | str,
 ) -> BuildEstimate:  # fmt: skip
     run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
     indices = spread(len(plan), _PROBE)
     infills = size = 0
     started = time.perf_counter()
-    for index in indices:
-        sample = plan[index]
+    for sample in scorer(plan[index] for index in indices):
         if sample.error:
             continue
         _, jobs = run.jobs(sample)

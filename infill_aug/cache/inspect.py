@@ -44,6 +44,10 @@ def keys_of_recipes(store: InfillStore, recipes: Iterable[str]) -> set[str]:
     for key, entry in entries(store):
         if entry["recipe"] in wanted:
             keys |= {key, entry["map"], *(k for level in entry["infills"] for k in level if k)}
+            if "score" in entry:
+                # The note, and the network's own map, which protection of labelled objects may have changed.
+                note = store.get(entry["score"])
+                keys |= {entry["score"]} | ({note.decode()} if note is not None else set())
     return keys
 
 

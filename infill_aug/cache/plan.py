@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from infill_aug.cache.codec import decode_map, encode_map
+from infill_aug.cache.recipe import map_key, score_key
+from infill_aug.cache.store import InfillStore, InfillStoreWriter
+from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.confidence.sources import ConfidenceSource, protect_labelled
 from infill_aug.functional.masks import level_masks
 from infill_aug.infill.backend import PoolSample
@@ -21,7 +26,11 @@ from infill_aug.types import quantise_confidence
 
 @dataclass
 class PlannedSample:
-    """One image, its map and its nested masks; or why there are none."""
+    """One image, its map and its nested masks; or why there are none.
+
+    Where the source is a network, the map and the masks come later, and ``target`` is kept until then. ``score`` is
+    the key of the note in the store that says which map the network gave.
+    """
 
     index: int
     digest: str = ""
@@ -30,17 +39,23 @@ class PlannedSample:
     masks: Tensor = field(default_factory=lambda: torch.empty(0))
     label: Any = None
     error: str = ""
+    target: Any = None
+    score: str = ""
 
 
 class Planner(Dataset[PlannedSample]):
-    """Reads a sample and computes its map and masks: the part of a build that worker processes do."""
+    """Reads a sample and computes its map and masks: the part of a build that worker processes do.
+
+    A source that is a network stays in the main process, where ``scored`` runs it in batches.
+    """
 
     def __init__(
         self, dataset: Any, source: ConfidenceSource, profile: TaskProfile, levels: Sequence[float],
         protect: str | None, image_key: str | int | None,
     ) -> None:  # fmt: skip
-        self.dataset, self.source, self.profile = dataset, source, profile
+        self.dataset, self.profile = dataset, profile
         self.levels, self.protect, self.image_key = levels, protect, image_key
+        self.source = None if isinstance(source, NetworkConfidence) else source
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -48,11 +63,16 @@ class Planner(Dataset[PlannedSample]):
     def __getitem__(self, index: int) -> PlannedSample:
         try:
             image, target = split_sample(self.dataset[index], self.image_key)
-            confidence = quantise_confidence(self.source(image, target))
-            if self.protect:
-                confidence = protect_labelled(confidence, target, self.protect)
+            sample = PlannedSample(index, image_digest(image), image, label=label_of(target), target=target)
+            return sample if self.source is None else self.complete(sample, self.source(image, target))
         except Exception as error:  # an unreadable image is a record in the report, not the end of a long build
-            return PlannedSample(index, error=f"{type(error).__name__}: {error}")
+            return _failed(index, error)
+
+    def complete(self, sample: PlannedSample, confidence: Tensor) -> PlannedSample:
+        """The sample with its map, protected where that is asked for, and its masks."""
+        confidence = quantise_confidence(confidence)
+        if self.protect:
+            confidence = protect_labelled(confidence, sample.target, self.protect)
         masks = level_masks(
             confidence[None],
             self.levels,
@@ -60,7 +80,100 @@ class Planner(Dataset[PlannedSample]):
             protect_above=self.profile.protect_above,
             clean=self.profile.clean,
         )[0]
-        return PlannedSample(index, image_digest(image), image, confidence, masks, label_of(target))
+        return replace(sample, confidence=confidence, masks=masks, target=None)
+
+
+class Scorer:
+    """Completes the samples of a plan whose source is a network: in batches, and from the store where it can.
+
+    Args:
+        plan: reads the samples.
+        source: what the maps come from; other sources than networks leave nothing to do.
+        store: holds maps of earlier builds.
+    """
+
+    def __init__(self, plan: Planner, source: ConfidenceSource, store: InfillStore) -> None:
+        self.plan, self.store = plan, store
+        self.network = source if isinstance(source, NetworkConfidence) else None
+        self.config = source.config() if self.network else {}
+        self.computed = 0
+        self.written: set[str] = set()  # the store's index learns of them at the next refresh only
+        self._unwritten: dict[str, Tensor] = {}  # computed for the pool, before there was a writer
+
+    def __call__(
+        self, samples: Iterable[PlannedSample], writer: InfillStoreWriter | None = None
+    ) -> Iterator[PlannedSample]:
+        """Completed samples, in their order.
+
+        Args:
+            samples: as ``Planner`` gives them.
+            writer: takes new maps; ``None`` keeps none.
+        """
+        if self.network is None:
+            yield from samples
+            return
+        remaining = iter(samples)
+        while chunk := list(islice(remaining, self.network.batch_size)):
+            yield from self._score(self.network, chunk, writer)
+
+    def _score(
+        self, network: NetworkConfidence, chunk: list[PlannedSample], writer: InfillStoreWriter | None
+    ) -> list[PlannedSample]:
+        maps: dict[int, Tensor] = {}
+        missing: dict[str, int] = {}  # a picture that occurs twice is scored once
+        for i, sample in enumerate(chunk):
+            if sample.error:
+                continue
+            try:
+                key = score_key(self.config, sample.digest, network.prompt(sample.target))
+            except Exception as error:  # a target without the boxes that the network is prompted with
+                chunk[i] = _failed(sample.index, error)
+                continue
+            chunk[i] = replace(sample, score=key)
+            known = self._known(key)
+            if known is None:
+                missing.setdefault(key, i)
+            else:
+                maps[i] = known
+        if missing:
+            rows = list(missing.values())
+            found = network.quantised([chunk[i].image for i in rows], [chunk[i].target for i in rows])
+            self._unwritten |= zip(missing, found, strict=True)
+            self.computed += len(rows)
+            maps |= {
+                i: self._unwritten[sample.score]
+                for i, sample in enumerate(chunk)
+                if not sample.error and i not in maps
+            }
+        if writer is not None:
+            self._write(writer)
+        for i, one in maps.items():
+            try:
+                chunk[i] = self.plan.complete(chunk[i], one)
+            except Exception as error:  # a target without the objects to protect
+                chunk[i] = _failed(chunk[i].index, error)
+        return chunk
+
+    def _known(self, key: str) -> Tensor | None:
+        if key in self._unwritten:
+            return self._unwritten[key]
+        note = self.store.get(key)
+        payload = self.store.get(note.decode()) if note is not None else None
+        return decode_map(payload) if payload is not None else None
+
+    def _write(self, writer: InfillStoreWriter) -> None:
+        for score, confidence in self._unwritten.items():
+            key = map_key(confidence)
+            if key not in self.store and key not in self.written:
+                writer.put(key, *encode_map(confidence))
+            if score not in self.written:
+                writer.put(score, key.encode(), "map")
+            self.written |= {key, score}
+        self._unwritten.clear()
+
+
+def _failed(index: int, error: Exception) -> PlannedSample:
+    return PlannedSample(index, error=f"{type(error).__name__}: {error}")
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -69,9 +182,8 @@ def spread(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
-def pool(plan: Planner, size: int) -> Iterator[PoolSample]:
+def pool(plan: Planner, scorer: Scorer, size: int) -> Iterator[PoolSample]:
     """Evenly spaced samples, for a backend that fills from other images; unreadable ones are left out."""
-    for index in spread(len(plan), size):
-        sample = plan[index]
+    for sample in scorer(plan[index] for index in spread(len(plan), size)):
         if not sample.error:
             yield PoolSample(sample.digest, sample.image, sample.confidence, sample.label)

@@ -82,6 +82,11 @@ def map_key(confidence: Tensor) -> str:
     return digest(["map", image_digest(confidence)])
 
 
+def score_key(source: Mapping[str, Any], image: str, prompt: Any = None) -> str:
+    """Key of the note that says which map a network gave an image: the network, the image, and what prompted it."""
+    return digest(["score", dict(source), image, prompt])
+
+
 def infill_key(
     image: str, mask: str, backend: str, descriptor: Mapping[str, Any], variant: int, label: object = None
 ) -> str:

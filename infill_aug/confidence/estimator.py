@@ -25,8 +25,8 @@ _STRIDE = 16
 class ConfidenceEstimator(nn.Module):
     """How much every pixel matters, from the picture alone: one shared trunk, one logit for each head.
 
-    Pictures are looked at with their longer side at ``input_size``, whatever their own size; the logits come at a
-    quarter of that and are brought to the picture's size last. Convolutions, batch normalisation, ReLU, hard sigmoid,
+    Pictures are looked at as squares of side ``input_size``, whatever their own size and shape, in training as in use;
+    the logits come at a quarter of that and are brought to the picture's size last. Convolutions, batch normalisation, ReLU, hard sigmoid,
     average pooling, addition, product and nearest up-sampling are all that it uses, so that it exports anywhere.
 
     Convention:
@@ -37,7 +37,7 @@ class ConfidenceEstimator(nn.Module):
 
     Args:
         heads: a name for each thing that it scores, usually names of task profiles.
-        input_size: longer side in pixels at which it looks, a multiple of 16.
+        input_size: side in pixels of the square at which it looks, a multiple of 16.
 
     Raises:
         ValueError: no heads, a repeated one, or an ``input_size`` that is no multiple of 16.
@@ -107,8 +107,7 @@ class ConfidenceEstimator(nn.Module):
         """
         _check_images(images)
         head = self.heads.index(self.head)
-        size = working_size(images.shape[-2], images.shape[-1], self.input_size)
-        logits = self.logits(_resize(images, size))[:, head : head + 1] / self.temperature[head]
+        logits = self.logits(_resize(images, self.input_size))[:, head : head + 1] / self.temperature[head]
         # Logits are up-sampled, not probabilities: the edge between two pixels then lies where they balance.
         logits = nnf.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
         return logits.sigmoid().to(images.dtype)
@@ -270,24 +269,12 @@ def list_weights() -> list[str]:
     return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if entry.name.endswith("tensors"))
 
 
-def working_size(height: int, width: int, input_size: int) -> tuple[int, int]:
-    """Size at which a picture is looked at: longer side ``input_size``, aspect kept, sides multiples of 16.
-
-    Example:
-        >>> working_size(300, 400, 128), working_size(1, 1000, 128)
-        ((96, 128), (16, 128))
-    """
-    scale = input_size / max(height, width)
-    return tuple(max(_STRIDE, round(side * scale / _STRIDE) * _STRIDE) for side in (height, width))  # type: ignore[return-value]
-
-
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[-2:] == size:
+def _resize(images: Tensor, side: int) -> Tensor:
+    if images.shape[-2:] == (side, side):
         return images
     # Antialiasing has no half-precision kernel on the CPU.
-    shrinks = images.shape[-2] > size[0] or images.shape[-1] > size[1]
     wide = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-    return nnf.interpolate(wide, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
+    return nnf.interpolate(wide, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _check_images(images: Tensor) -> None:

@@ -15,7 +15,6 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
 from infill_aug.functional.grading import centre_prior, grade
-from infill_aug.profile import TaskProfile
 from infill_aug.samples import pick
 from infill_aug.types import check_confidence
 
@@ -210,29 +209,6 @@ class CallableConfidence:
     def config(self) -> dict[str, Any]:
         """Name that enters the cache key."""
         return {"source": "CallableConfidence", "name": self.name}
-
-
-def source_from_profile(profile: TaskProfile) -> ConfidenceSource:
-    """The source that a profile names, with the profile's falloff.
-
-    Args:
-        profile: its ``source`` is mask, boxes or centre; its ``source_options`` are that source's arguments.
-
-    Raises:
-        ValueError: options that the source does not have.
-
-    Example:
-        >>> source_from_profile(TaskProfile.load("centre_prior"))
-        CentreConfidence(falloff=0.3)
-    """
-    kind = {"mask": MaskConfidence, "boxes": BoxConfidence, "centre": CentreConfidence}[profile.source]
-    allowed = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(profile.source_options) - allowed)
-    if unknown:
-        raise ValueError(
-            f"profile {profile.name!r}: source {profile.source!r} has no options {unknown}; it has {sorted(allowed)}"
-        )
-    return kind(**{"falloff": profile.falloff, **profile.source_options})
 
 
 def protect_labelled(confidence: Tensor, target: Any, protect: str) -> Tensor:

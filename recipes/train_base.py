@@ -1,0 +1,129 @@
+"""Train the bundled weights: one small trunk with the heads ``salient_object`` and ``pets``.
+
+    python recipes/train_base.py --pets FOLDER --more-pets FOLDER --backgrounds FOLDER --coco FOLDER \
+        --salient-images FOLDER --salient-masks FOLDER
+
+Folders: Oxford-IIIT Pet with trimaps (``oxford-iiit-pet`` inside), the same without trimaps, CC0 photographs without
+pets, COCO with annotations (its CC BY pictures are used), and, only to measure, pictures with masks of salient objects.
+"""
+
+import argparse
+import datetime
+import json
+import time
+from pathlib import Path
+
+import torch
+from torchvision.datasets import OxfordIIITPet
+from torchvision.transforms import v2
+
+from infill_aug.confidence import EstimatorConfidence, MaskConfidence
+from infill_aug.confidence.coco import CocoObjects
+from infill_aug.confidence.composites import empty, paste_objects, paste_shapes
+from infill_aug.confidence.estimator import ConfidenceEstimator
+from infill_aug.confidence.evaluation import evaluate_confidence
+from infill_aug.confidence.folders import MaskFolder, PictureFolder
+from infill_aug.confidence.training import TrainingSet, read_training_set
+from infill_aug.lit.estimator import fit_estimator
+from infill_aug.samples import to_uint8_image
+
+HEADS = ("salient_object", "pets")
+BOTH, SALIENT, PETS = torch.tensor([True, True]), torch.tensor([True, False]), torch.tensor([False, True])
+TRIMAP = MaskConfidence(1, foreground=(1, 3), falloff=0.0)
+CC_BY = (4,)
+
+
+def both_heads(part: TrainingSet, is_pet: torch.Tensor) -> TrainingSet:
+    """What matters to ``salient_object``, and to ``pets`` where it is a pet."""
+    targets = torch.cat([part.targets, part.targets * is_pet[:, None, None, None].byte()], dim=1)
+    return TrainingSet(part.images, targets, BOTH[None].expand(len(part), -1))
+
+
+def crops(folder: str, size: int, each: int) -> torch.Tensor:
+    """Random crops of large photographs."""
+    crop = v2.RandomResizedCrop(size, scale=(0.02, 1.0), ratio=(0.7, 1.4), antialias=True)
+    pictures = PictureFolder(folder)
+    return torch.stack([crop(to_uint8_image(pictures[i])) for i in range(len(pictures)) for _ in range(each)])
+
+
+def coco_objects(folder: Path, size: int) -> tuple[TrainingSet, TrainingSet]:
+    """CC BY pictures with all their objects, and the same with one object each, to cut out."""
+    files = folder / "annotations"
+    sets = [
+        CocoObjects(folder / "train2017", files / "instances_train2017.json", licenses=CC_BY, min_area=0.02),
+        CocoObjects(
+            folder / "val2017", files / "panoptic_val2017.json", folder / "panoptic_val2017", licenses=CC_BY, min_area=0.02
+        ),
+    ]
+    whole, single, pet, single_pet = [], [], [], []
+    for picture, target in (sample for one in sets for sample in one):
+        pets = torch.tensor([label in ("cat", "dog") for label in target["labels"]])
+        whole.append((picture, target["mask"].max(axis=0)))
+        pet.append(bool(pets.all()))
+        single += [(picture, mask) for mask in target["mask"]]
+        single_pet += pets.tolist()
+    # A picture with pets and other things has no map for `pets` that one mask could give.
+    read = [read_training_set(part, MaskConfidence(falloff=0.0), size) for part in (whole, single)]
+    return both_heads(read[0], torch.tensor(pet)), both_heads(read[1], torch.tensor(single_pet))
+
+
+def pets_sets(options: argparse.Namespace, size: int) -> tuple[TrainingSet, TrainingSet, OxfordIIITPet]:
+    """Labelled pets, unlabelled ones with the maps of an estimator trained on the labelled, and the test split."""
+    kinds = ["category", "segmentation"]
+    trained, test = (OxfordIIITPet(options.pets, split, kinds) for split in ("trainval", "test"))
+    labelled = read_training_set(trained, TRIMAP, size)
+    order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
+    parts = [TrainingSet(labelled.images[i], labelled.targets[i], labelled.known[i]) for i in (order[40:], order[:40])]
+    teacher = fit_estimator(ConfidenceEstimator(("pets",), size), *parts, steps=options.steps // 4)
+    seen = {path.stem for path in test._images}
+    more = [
+        (image, None)
+        for split in ("trainval", "test")
+        for part in [OxfordIIITPet(options.more_pets, split)]
+        for path, (image, _) in zip(part._images, part, strict=True)
+        if path.stem not in seen
+    ]
+    return labelled, read_training_set(more, EstimatorConfidence(teacher), size), test
+
+
+def main() -> None:
+    """Make the sets, train, measure, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("pets", "more-pets", "backgrounds", "coco", "salient-images", "salient-masks"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--output", default="outputs/base.safetensors")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=6000)
+    options, started = parser.parse_args(), time.perf_counter()
+    torch.manual_seed(0)
+    draw, size = torch.Generator().manual_seed(0), options.size
+    scenes = crops(options.backgrounds, size, 40)
+    labelled, more, test = pets_sets(options, size)
+    coco, objects = coco_objects(Path(options.coco), size)
+    pets = both_heads(labelled, torch.ones(len(labelled), dtype=torch.bool))
+    behind = torch.cat([scenes, coco.images])
+    everything = TrainingSet.join(
+        [pets, pets, both_heads(more, torch.ones(len(more), dtype=torch.bool)), coco, coco, coco, coco]
+        + [paste_objects(pets, behind, 600, draw), paste_objects(objects, behind, 900, draw)]
+        + [paste_shapes(torch.cat([scenes, pets.images]), 700, draw, BOTH), empty(scenes[::2], PETS)]
+    )
+    order = torch.randperm(len(everything), generator=draw)
+    parts = [
+        TrainingSet(everything.images[i], everything.targets[i], everything.known[i]) for i in (order[300:], order[:300])
+    ]
+    estimator = fit_estimator(ConfidenceEstimator(HEADS, size), *parts, steps=options.steps, batch_size=32)
+    for head, data, truth in (
+        ("pets", test, TRIMAP),
+        ("salient_object", MaskFolder(options.salient_images, options.salient_masks), MaskConfidence("mask", falloff=0.0)),
+    ):
+        estimator.head = head
+        report = evaluate_confidence(EstimatorConfidence(estimator), data, truth)
+        estimator.quality[head] = report.to_dict()
+        print(f"\n{head}\n{report}")
+    notes = {"seed": 0, "steps": options.steps, "pictures": len(everything), "date": datetime.date.today().isoformat()}
+    estimator.save(options.output, **notes, seconds=round(time.perf_counter() - started))
+    print(json.dumps(notes), f"{time.perf_counter() - started:.0f} s, {options.output}")
+
+
+if __name__ == "__main__":
+    main()
