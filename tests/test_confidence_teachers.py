@@ -61,14 +61,27 @@ def draw(count, height=SIDE, width=SIDE, seed=0):
 
 def fit(model, loss, steps, rate=3e-3):
     """Train until it tells red from green; ``loss`` takes normalised pictures and labels."""
-    images, labels = draw(24, seed=1)
+    images, labels = draw(80, seed=1)
     optimiser = torch.optim.AdamW(model.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps)
     for step in range(steps):
-        some = torch.arange(8) + 8 * (step % 3)
+        some = torch.arange(8) + 8 * (step % 10)
         value = loss(images[some].float() / 255, labels[some])
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
+        schedule.step()
+
+
+def widen(model):
+    """Initial weights for narrow layers: those of transformers are for hundreds of channels."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.weight.normal_(0, 1)
+            elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                ways = len(module.weight) if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+                module.weight.normal_(0, ways**-0.5)
 
 
 def sized(logits):
@@ -150,8 +163,7 @@ def clipseg(tmp_path_factory):
             decoder_intermediate_size=32,
         )
     )  # fmt: skip
-    with torch.no_grad():  # random words all but coincide; trained ones do not
-        model.clip.text_model.embeddings.token_embedding.weight.mul_(50)
+    widen(model)
     tokens = tokenizer(list(NAMES["text"]), padding=True, return_tensors="pt")
 
     def loss(x, y):
@@ -160,13 +172,14 @@ def clipseg(tmp_path_factory):
         wanted = torch.stack([y == RED, y == GREEN], dim=1).flatten(0, 1)
         return nnf.binary_cross_entropy_with_logits(logits, wanted.float())
 
-    fit(model, loss, 150)
+    fit(model, loss, 200, 1e-2)
     model.save_pretrained(folder)
     return str(folder)
 
 
-def fit_boxes(model, steps=260, rate=4e-3):
+def fit_boxes(model, steps=300, rate=4e-3):
     """Train a model of the SAM family to fill the box that prompts it."""
+    widen(model.mask_decoder)
     with torch.no_grad():  # the frequencies of trained models; random ones are far too high for so small a model
         positions = model.shared_image_embedding.positional_embedding
         positions.normal_(0, 0.5)
@@ -174,7 +187,7 @@ def fit_boxes(model, steps=260, rate=4e-3):
     optimiser = torch.optim.AdamW(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps)
     for _ in range(steps):
-        middles, halves = torch.rand(1, 16, 2) * SIDE, SIDE * (0.15 + 0.2 * torch.rand(1, 16, 2))
+        middles, halves = torch.rand(1, 16, 2) * SIDE, SIDE * (0.12 + 0.22 * torch.rand(1, 16, 2))
         boxes = torch.cat([middles - halves, middles + halves], dim=-1).clamp(0, SIDE)
         picture = ((torch.rand(1, 3, 1, 1) - MEAN) / STD).repeat(1, 1, SIDE, SIDE)
         high, wide = torch.randint(20, SIDE + 1, (2,)).tolist()
@@ -190,6 +203,13 @@ def fit_boxes(model, steps=260, rate=4e-3):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
+    with torch.no_grad():  # of its three masks only the middle one is left of any use, and it says so
+        decoder = model.mask_decoder
+        for useless in (1, 3):
+            decoder.output_hypernetworks_mlps[useless].proj_out.weight.zero_()
+            decoder.output_hypernetworks_mlps[useless].proj_out.bias.zero_()
+        decoder.iou_prediction_head.proj_out.weight.zero_()
+        decoder.iou_prediction_head.proj_out.bias.copy_(torch.tensor([0.9, 0.2, 0.6, 0.1]))
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +241,7 @@ def sam2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sam2")
     backbone = {
         "model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1, "image_size": [SIDE, SIDE],
+        "patch_kernel_size": [3, 3], "patch_stride": [2, 2], "patch_padding": [1, 1],
         "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 24, 32],
         "num_attention_heads_per_stage": [1, 1, 1, 2], "window_size_per_stage": [4, 4, 4, 2],
         "global_attention_blocks": [3], "window_positional_embedding_background_size": [4, 4],
@@ -229,10 +250,10 @@ def sam2(tmp_path_factory):
         hf.Sam2Config(
             vision_config={
                 "backbone_config": backbone, "backbone_channel_list": [32, 24, 16, 8], "fpn_hidden_size": 32,
-                "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+                "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
             },
             prompt_encoder_config={
-                "hidden_size": 32, "image_size": SIDE, "patch_size": 16, "mask_input_channels": 4,
+                "hidden_size": 32, "image_size": SIDE, "patch_size": 8, "mask_input_channels": 4,
             },
             mask_decoder_config={
                 "hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_depth": 2,
@@ -267,7 +288,7 @@ def make(request):
 KINDS = ["semantic", "torchvision", "saliency", "text", "sam", "sam2"]
 
 
-def assert_finds(maps, wanted, high=0.7, low=0.2):
+def assert_finds(maps, wanted, high=0.65, low=0.2):
     inside = torch.cat([one[0][where] for one, where in zip(maps, wanted, strict=True)]).mean()
     outside = torch.cat([one[0][~where] for one, where in zip(maps, wanted, strict=True)]).mean()
     assert inside > high, f"{inside:.3f} inside, {outside:.3f} outside"
@@ -282,13 +303,16 @@ def assert_finds(maps, wanted, high=0.7, low=0.2):
 def test_confidence_is_high_where_the_weighted_class_is_and_low_on_the_others(make, kind, size):
     images, labels = draw(6, *size, seed=2)
     red, green = NAMES[kind]
-    assert_finds(make(kind, class_weights={red: 1.0}).maps(list(images)), labels == RED)
-    assert_finds(make(kind, class_weights={green: 1.0}).maps(list(images)), labels == GREEN)
-    both = make(kind, class_weights={red: 1.0, green: 0.5}).maps(list(images))
-    assert_finds(both, labels != GROUND, high=0.55)
-    half = torch.stack(both)[:, 0][labels == GREEN]
-    assert half.max() < 0.75
-    assert half.mean() == pytest.approx(0.5, abs=0.15)
+    reds, greens = (make(kind, class_weights={name: 1.0}).maps(list(images)) for name in (red, green))
+    assert_finds(reds, labels == RED, high=0.5)
+    assert_finds(greens, labels == GREEN, high=0.5)
+    for one, r, g in zip(
+        make(kind, class_weights={red: 1.0, green: 0.5}).maps(list(images)), reds, greens, strict=True
+    ):
+        if kind != "text":  # whose texts are joined before the map is brought to the picture's size
+            assert torch.allclose(one, (r + g / 2).clamp(0, 1), atol=1e-5)
+        else:
+            assert torch.allclose(one, torch.maximum(r, g / 2), atol=0.15)
 
 
 def test_saliency_is_high_on_objects_and_reads_the_finest_of_several_outputs(make):
@@ -301,17 +325,17 @@ def test_saliency_is_high_on_objects_and_reads_the_finest_of_several_outputs(mak
 def test_a_box_makes_confidence_high_in_it_and_low_elsewhere_in_pictures_of_any_shape(make, kind, size):
     height, width = size
     images = list(torch.randint(0, 256, (4, 3, 1, 1), dtype=torch.uint8).expand(4, 3, height, width))
-    shares = torch.tensor([[0.1, 0.2, 0.5, 0.8], [0.5, 0.2, 0.9, 0.8], [0.2, 0.1, 0.8, 0.5], [0.2, 0.5, 0.8, 0.9]])
+    shares = torch.tensor([[0.0, 0.2, 0.4, 0.9], [0.5, 0.2, 0.9, 0.8], [0.2, 0.0, 0.8, 0.6], [0.2, 0.4, 0.8, 1.0]])
     boxes = (shares * torch.tensor([width, height, width, height])).round()
     inside = torch.zeros(4, height, width, dtype=torch.bool)
     for one, (left, top, right, bottom) in zip(inside, boxes.int().tolist(), strict=True):
         one[top:bottom, left:right] = True
     source = make(kind)
-    assert_finds(source.maps(images, [{"boxes": box[None]} for box in boxes]), inside, high=0.65, low=0.25)
+    assert_finds(source.maps(images, [{"boxes": box[None]} for box in boxes]), inside, high=0.5, low=0.2)
     # Two boxes of a picture are two objects: together they are the union of what each is alone.
     alone = source.maps(images[:1] * 2, [{"boxes": boxes[:1]}, {"boxes": boxes[1:2]}])
     both = source(images[0], {"boxes": boxes[:2]})
-    assert torch.allclose(both, torch.maximum(*alone), atol=0.02)
+    assert torch.allclose(both, torch.maximum(*alone), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])

@@ -9,7 +9,8 @@ import pytest
 import infill_aug
 
 PACKAGE = Path(infill_aug.__file__).parent
-HEAVY = ("diffusers", "transformers", "lightning", "hydra", "gradio", "ray", "openai", "cv2", "matplotlib", "sklearn")
+HEAVY = ("diffusers", "transformers", "lightning", "hydra", "gradio", "ray", "openai", "cv2", "matplotlib", "sklearn", "onnx",
+         "onnxruntime")
 
 # Each block may import from itself and from the blocks above it.
 ORDER = [
@@ -24,7 +25,7 @@ ORDER = [
     ["process", "datasets", "transforms", "batch"],
     ["lit"],
     ["config", "demo"],
-    ["cli"],
+    ["cli", "cli_profiles"],
 ]
 RANK = {name: rank for rank, block in enumerate(ORDER) for name in block}
 

@@ -22,7 +22,9 @@ from infill_aug.lit.datamodule import InfillDataModule
 from infill_aug.threshold import ProportionalLaw, ThresholdState
 from infill_aug.variation import Variation
 
-ARMS = ("plain", "RandomErasing", "RandAugment", "infill_aug")
+ARMS = ("plain", "RandomErasing", "RandAugment", "infill_aug", "oracle")
+# Those that read infills: with the confidence that the demo learns, and with that of all the labelled masks.
+INFILL_ARMS = ("infill_aug", "oracle")
 NORMALIZE = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
@@ -146,20 +148,22 @@ def train_arm(
     target: float,
     p: float,
     feather: int = 0,
+    recipe: str | None = None,
 ) -> ArmResult:
     """Train one arm with one seed, and test it.
 
     Args:
         arm: one of ``ARMS``.
         data: pictures.
-        store: infills of the training pictures; read by the ``infill_aug`` arm only.
+        store: infills of the training pictures; read by ``INFILL_ARMS`` only.
         seed: of weights, order and augmentation.
         epochs: passes over the training pictures; equal for all arms, and so are the optimiser steps.
         batch_size: pictures a step.
-        start: threshold that the ``infill_aug`` arm starts at.
+        start: threshold that those arms start at.
         target: share of the best validation accuracy that its threshold must not cost.
-        p: share of pictures that it changes.
-        feather: width in pixels of the soft rim of its fills.
+        p: share of pictures that they change.
+        feather: width in pixels of the soft rim of their fills.
+        recipe: which of the store's infills they read; by default the ones built last.
 
     Raises:
         ValueError: an unknown arm.
@@ -175,10 +179,12 @@ def train_arm(
     callbacks: list[pl.Callback] = []
     module: pl.LightningDataModule
     adaptive = None
-    if arm == "infill_aug":
+    if arm in INFILL_ARMS:
         state = ThresholdState.from_threshold(start)
         augment = InfillAugment(state, p=p, jitter=0.05, feather=feather, variation=Variation(), normalize=NORMALIZE)
-        module = InfillDataModule(DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(shared))
+        module = InfillDataModule(
+            DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(shared), recipe=recipe
+        )
         adaptive = AdaptiveThreshold("val_acc", law=ProportionalLaw(target, samples=len(data.val)))
         callbacks.append(adaptive)
     else:
@@ -186,23 +192,8 @@ def train_arm(
         transform = v2.Compose([*early, *shared, *_to_input().transforms, *late])
         module = DemoDataModule(data, transform, batch_size)
     recorder = _Recorder(adaptive)
-    model = DemoClassifier(len(data.classes))
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        # Lightning's advice on more workers: pictures of this size are faster without.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*")
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            callbacks=[*callbacks, recorder],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(model, datamodule=module)
+    model = fit_classifier(module, len(data.classes), epochs, [*callbacks, recorder])
     seconds = time.perf_counter() - started
     return ArmResult(
         arm=arm,
@@ -213,6 +204,29 @@ def train_arm(
         seconds=seconds,
         history=recorder.history,
     )
+
+
+def fit_classifier(
+    module: pl.LightningDataModule, classes: int, epochs: int, callbacks: Sequence[pl.Callback] = ()
+) -> DemoClassifier:
+    """An ordinary training on the CPU, without files or output."""
+    model = DemoClassifier(classes)
+    with warnings.catch_warnings():
+        # Lightning's advice on more workers: pictures of this size are faster without.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches.*")
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=list(callbacks),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(model, datamodule=module)
+    return model
 
 
 class _Recorder(pl.Callback):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 DATA = ("digits", "pets", "imagefolder")
+CONFIDENCE = ("auto", "masks", "cam", "centre")
 
 
 @dataclass
@@ -32,7 +33,11 @@ class DemoConfig:
 
     Args:
         data: which pictures.
-        arms: which ways of training to compare.
+        arms: which ways of training to compare; ``oracle`` is ``infill_aug`` with every labelled mask.
+        confidence: what ``infill_aug`` knows of the pictures: ``masks`` learns an estimator from a few of the masks,
+            ``cam`` from where a classifier looks, which needs no masks; ``centre``, or a task profile by name or file;
+            ``auto`` is ``masks`` where there are masks, else the profile ``salient_object``.
+        masks: how many labelled masks ``confidence=masks`` learns from.
         seeds: one training of each arm a seed.
         epochs: passes over the training pictures, for all arms.
         batch_size: pictures a step.
@@ -40,13 +45,15 @@ class DemoConfig:
         variants: fills of each mask.
         start: threshold at the start.
         target: share of the best validation accuracy that the threshold must not cost.
-        p: share of pictures that the infill arm changes.
+        p: share of pictures that the infill arms change.
         feather: width in pixels of the soft rim; at the size of the digits it lets the background through.
         output: folder for the store, the pictures and ``results.json``.
     """
 
     data: DemoDataConfig = field(default_factory=DemoDataConfig)
-    arms: list[str] = field(default_factory=lambda: ["plain", "RandomErasing", "RandAugment", "infill_aug"])
+    arms: list[str] = field(default_factory=lambda: ["plain", "RandomErasing", "RandAugment", "infill_aug", "oracle"])
+    confidence: str = "auto"
+    masks: int = 48
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     epochs: int = 24
     batch_size: int = 64

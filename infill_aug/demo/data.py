@@ -88,6 +88,11 @@ class DemoData:
         return MaskConfidence(key="mask") if self.train.masks is not None else CentreConfidence()
 
 
+def training_pictures(data: DemoData) -> Split:
+    """The training pictures with what labels they have: what confidence is learned from."""
+    return data.train.labelled()
+
+
 def digits_on_photos(size: int = 48, seed: int = 0, limit: int | None = None, tie: float = 0.95) -> DemoData:
     """Handwritten digits of scikit-learn on crops of photographs of scikit-image and scikit-learn.
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from infill_aug.cache.build import build_cache
+from infill_aug.cache.build import BuildReport, build_cache
 from infill_aug.cache.store import InfillStore
 from infill_aug.datasets import InfillDataset
-from infill_aug.demo.arms import ARMS, ArmResult, train_arm
+from infill_aug.confidence.sources import ConfidenceSource
+from infill_aug.demo.arms import ARMS, INFILL_ARMS, ArmResult, train_arm
+from infill_aug.demo.confidence import demo_confidence
 from infill_aug.demo.config import DATA, DemoConfig
 from infill_aug.demo.data import DemoData, digits_on_photos, image_folder, pets
 from infill_aug.demo.report import save_curve, save_grid, table
@@ -65,17 +67,29 @@ def run_demo(config: DemoConfig) -> list[ArmResult]:
     # Backgrounds of other classes: a fill from the own class would bring back what is to be unlearned.
     options: dict[str, Any] = {"other_class": True} if config.backend == "donor" else {}
     store = InfillStore(output / "store")
-    report = build_cache(
-        data.train.labelled(),
-        store,
-        source=data.source,
-        profile="labelled_masks" if data.train.masks is not None else "centre_prior",
-        backend=load_backend(config.backend, **options),
-        variants=config.variants,
-        batch_size=32,
-    )
-    print(report)
-    plan = [(seed, arm) for seed in config.seeds for arm in config.arms]
+    profile = "labelled_masks" if data.train.masks is not None else "salient_object"
+    recipes: dict[str, str] = {}
+    for arm in (arm for arm in INFILL_ARMS if arm in config.arms):
+        if arm == "oracle" and data.train.masks is None:
+            continue
+        source: ConfidenceSource = data.source
+        if arm == "infill_aug":
+            source, line = demo_confidence(config, data, output / "confidence")
+            print(f"confidence: {line}")
+        report = build_cache(
+            data.train.labelled(),
+            store,
+            source=source,
+            profile=profile,
+            backend=load_backend(config.backend, **options),
+            variants=config.variants,
+            batch_size=32,
+        )
+        assert isinstance(report, BuildReport)
+        recipes[arm] = report.recipe
+        print(f"{arm}: {report}")
+    arms = [arm for arm in config.arms if arm not in INFILL_ARMS or arm in recipes]
+    plan = [(seed, arm) for seed in config.seeds for arm in arms]
     results = []
     with tqdm(plan, unit="training") as bar:
         for seed, arm in bar:
@@ -91,12 +105,15 @@ def run_demo(config: DemoConfig) -> list[ArmResult]:
                 target=config.target,
                 p=config.p,
                 feather=config.feather,
+                recipe=recipes.get(arm),
             )
             results.append(result)
-    results.sort(key=lambda result: (list(config.arms).index(result.arm), result.seed))
+    results.sort(key=lambda result: (arms.index(result.arm), result.seed))
     reached = [result.threshold for result in results if result.threshold is not None]
     shown = sorted({0.5, config.start, *reached[:1]})
-    save_grid(InfillDataset(data.train, store), shown, output / "grid.png")
+    if recipes:
+        shown_recipe = recipes.get("infill_aug", next(iter(recipes.values())))
+        save_grid(InfillDataset(data.train, store, recipe=shown_recipe), shown, output / "grid.png")
     save_curve(results, output / "curve.png")
     record = {
         "config": dataclasses.asdict(config),
@@ -111,7 +128,7 @@ def run_demo(config: DemoConfig) -> list[ArmResult]:
     print(f"Figures:  {output / 'results.json'}; {time.perf_counter() - started:.0f} s in all")
     if data.train.masks is None:
         warnings.warn(
-            "these pictures have no masks: the centre was taken for the object, in training and for the swap",
+            "these pictures have no masks: the swap took the centre for the object",
             stacklevel=2,
         )
     return results

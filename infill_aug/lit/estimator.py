@@ -80,7 +80,7 @@ class EstimatorModule(pl.LightningModule):
         confidence = nnf.interpolate(logits[:, :1], size=pictures.shape[-2:], mode="bilinear", align_corners=False)
         with torch.no_grad():
             labels = classifier(pictures).argmax(dim=1)
-        return masking_loss(classifier, pictures, confidence.sigmoid(), labels).loss
+        return masking_loss(classifier, pictures, confidence.sigmoid(), labels).total
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow the weights after each step."""

@@ -110,11 +110,14 @@ class PromptedConfidence(Teacher):
         scores = images.new_ones(len(images), 1, *images.shape[-2:])
         for at, i in enumerate(asked):
             one = [e[at : at + 1] for e in embedded] if isinstance(embedded, list | tuple) else embedded[at : at + 1]
-            logits = [self._decode(model, one, chunk, canvas) for chunk in self._chunks(prompts[i], scale)]
-            best = torch.cat(logits).amax(dim=0, keepdim=True)[..., : size[0], : size[1]]
-            # Logits are up-sampled, not probabilities, as SAM's own post-processing does.
-            best = nnf.interpolate(best, size=images.shape[-2:], mode="bilinear", align_corners=False)
-            scores[i] = best[0].sigmoid()
+            best = scores.new_full(scores.shape[-2:], -torch.inf)
+            for chunk in self._chunks(prompts[i], scale):
+                for mask in self._masks(model, one, chunk):
+                    # As the models' own post-processing does: logits are up-sampled, and the padding cut off.
+                    if pad:
+                        mask = _resize(mask, canvas)[: size[0], : size[1]]
+                    best = torch.maximum(best, _resize(mask, best.shape))
+            scores[i, 0] = best.sigmoid()
         return scores
 
     def identity(self) -> dict[str, Any]:
@@ -143,13 +146,11 @@ class PromptedConfidence(Teacher):
                     chunks.append({"input_points": some[None, :, None], "input_labels": labels})
         return chunks
 
-    def _decode(self, model: Any, embedded: Any, prompts: Mapping[str, Tensor], canvas: tuple[int, int]) -> Tensor:
-        """``(1, 1, *canvas)`` logits of the best object among some prompts of one picture."""
+    def _masks(self, model: Any, embedded: Any, prompts: Mapping[str, Tensor]) -> Tensor:
+        """``(N, h, w)`` logits: of each prompt of one picture the mask that the model thinks best."""
         output = model(image_embeddings=embedded, multimask_output=True, **prompts)
-        objects = torch.arange(output.iou_scores.shape[1], device=output.iou_scores.device)
-        masks = output.pred_masks[0, objects, output.iou_scores[0].argmax(dim=-1)]
-        masks = nnf.interpolate(masks[:, None].float(), size=canvas, mode="bilinear", align_corners=False)
-        return masks.amax(dim=0, keepdim=True)
+        best = output.iou_scores[0].argmax(dim=-1)
+        return output.pred_masks[0, torch.arange(len(best), device=best.device), best].float()
 
     def load(self) -> tuple[Any, dict[str, Any]]:
         """Model and image processor's values."""
@@ -160,6 +161,10 @@ class PromptedConfidence(Teacher):
                 f"checkpoint {self.checkpoint.name!r} is of a {type(model).__name__}; it must be of one of {_MODELS}"
             )
         return model, processor
+
+
+def _resize(mask: Tensor, size: Sequence[int]) -> Tensor:
+    return nnf.interpolate(mask[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
 def _numbers(part: Any) -> Tensor:
