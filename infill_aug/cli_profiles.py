@@ -133,7 +133,7 @@ def _show(options: Any) -> int:
     if options.data:
         from infill_aug.confidence.folders import PictureFolder
         from infill_aug.confidence.from_profile import source_from_profile
-        from infill_aug.confidence.report import save_maps
+        from infill_aug.confidence.profile_report import save_maps
 
         source = source_from_profile(profile, options.device)
         count = save_maps(PictureFolder(options.data), source, profile, Path(options.picture))
@@ -157,7 +157,7 @@ def _train(options: Any) -> int:
         device=options.device,
         **({"start": None} if options.scratch else {}),
     )
-    print(learned.quality)
+    print(f"{learned.quality}\n\n{learned.quality.verdict}")
     print(f"\n{learned.seconds:.0f} s; the profile is {learned.folder / profile.name}.yaml: use it as --profile, or in")
     print(f"build_cache(profile=...); pictures and figures are in {learned.folder / 'report.md'}")
     return 0
@@ -171,9 +171,9 @@ def _evaluate(options: Any) -> int:
     dataset, truth = _data(options, profile)
     source = source_from_profile(profile, options.device)
     quality = evaluate_confidence(source, dataset, truth, limit=options.limit, progress=not options.json)
-    print(json.dumps(quality.to_dict(), indent=2) if options.json else quality)
+    print(json.dumps(quality.to_dict(), indent=2) if options.json else f"{quality}\n\n{quality.verdict}")
     if options.output:
-        from infill_aug.confidence.report import save_report
+        from infill_aug.confidence.profile_report import save_report
 
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)

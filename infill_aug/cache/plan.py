@@ -99,6 +99,7 @@ class Scorer:
         self.computed = 0
         self.written: set[str] = set()  # the store's index learns of them at the next refresh only
         self._unwritten: dict[str, Tensor] = {}  # computed for the pool, before there was a writer
+        self._works = False  # the network has given a map, in this build or in an earlier one
 
     def __call__(
         self, samples: Iterable[PlannedSample], writer: InfillStoreWriter | None = None
@@ -135,16 +136,14 @@ class Scorer:
                 missing.setdefault(key, i)
             else:
                 maps[i] = known
-        if missing:
-            rows = list(missing.values())
-            found = network.quantised([chunk[i].image for i in rows], [chunk[i].target for i in rows])
-            self._unwritten |= zip(missing, found, strict=True)
-            self.computed += len(rows)
-            maps |= {
-                i: self._unwritten[sample.score]
-                for i, sample in enumerate(chunk)
-                if not sample.error and i not in maps
-            }
+        self._works |= bool(maps)
+        found = dict(zip(missing, self._compute(network, [chunk[i] for i in missing.values()]), strict=True))
+        for i, sample in enumerate(chunk):
+            one = found.get(sample.score)
+            if isinstance(one, Exception):
+                chunk[i] = _failed(sample.index, one)
+            elif one is not None:
+                maps[i] = self._unwritten[sample.score] = one
         if writer is not None:
             self._write(writer)
         for i, one in maps.items():
@@ -154,9 +153,30 @@ class Scorer:
                 chunk[i] = _failed(chunk[i].index, error)
         return chunk
 
+    def _compute(self, network: NetworkConfidence, samples: list[PlannedSample]) -> list[Tensor | Exception]:
+        """Maps, or why there are none: one odd picture must not end a long build, a broken network must."""
+        found: list[Tensor | Exception] = []
+        try:
+            if samples:
+                found += network.quantised([s.image for s in samples], [s.target for s in samples])
+        except (ValueError, RuntimeError):
+            for sample in samples:
+                try:
+                    found += network.quantised([sample.image], [sample.target])
+                except (ValueError, RuntimeError) as error:
+                    found.append(error)
+            if not self._works and all(isinstance(one, Exception) for one in found):
+                raise
+        sound = sum(isinstance(one, Tensor) for one in found)
+        self.computed += sound
+        self._works |= sound > 0
+        return found
+
     def _known(self, key: str) -> Tensor | None:
         if key in self._unwritten:
             return self._unwritten[key]
+        if key in self.written and key not in self.store:
+            self.store.refresh()  # written by this build; kept in the store, not in memory
         note = self.store.get(key)
         payload = self.store.get(note.decode()) if note is not None else None
         return decode_map(payload) if payload is not None else None
@@ -166,7 +186,7 @@ class Scorer:
             key = map_key(confidence)
             if key not in self.store and key not in self.written:
                 writer.put(key, *encode_map(confidence))
-            if score not in self.written:
+            if score not in self.written and self.store.get(score) != key.encode():
                 writer.put(score, key.encode(), "map")
             self.written |= {key, score}
         self._unwritten.clear()

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 class CocoObjects(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
     """Pictures of a COCO annotation file with one mask for each object; needs no further library.
 
-    Samples are ``(picture, {"mask": (N, H, W) array of 0 and 1, "labels": N category names})``. Crowds and objects
-    given as run lengths are left out, and so are pictures without an object that is left.
+    Samples are ``(picture, {"mask": (N, H, W) array of 0 and 1, "labels": N category names})``. Crowds, objects given
+    as run lengths and what a panoptic file has for stuff are left out, and so are pictures without an object that is
+    left.
 
     Args:
         images: folder of the pictures.
@@ -53,10 +54,14 @@ class CocoObjects(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
         things = {row["id"] for row in data.get("categories", ()) if row.get("isthing", 1)}
         objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in data["annotations"]:
-            parts = [{**part, "file": row["file_name"]} for part in row["segments_info"]] if "segments_info" in row else [row]
+            parts = (
+                [{**part, "file": row["file_name"]} for part in row["segments_info"]]
+                if "segments_info" in row
+                else [row]
+            )
             for part in parts:
                 drawable = "file" in part or isinstance(part.get("segmentation"), list)
-                if drawable and not part.get("iscrowd") and (part["category_id"] in things or not things):
+                if drawable and not part.get("iscrowd") and (part["category_id"] in things or not names):
                     objects[row["image_id"]].append({**part, "name": names.get(part["category_id"], "object")})
         self.rows: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
         for row in data["images"]:
@@ -71,9 +76,18 @@ class CocoObjects(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[PILImage.Image, dict[str, Any]]:
-        """Picture and objects of one sample."""
+        """Picture and objects of one sample.
+
+        Raises:
+            ValueError: a picture that is not of the annotated size; a panoptic file without ``panoptic``.
+        """
         row, objects = self.rows[index]
         picture = PILImage.open(self.images / row["file_name"]).convert("RGB")
+        if picture.size != (row["width"], row["height"]):
+            raise ValueError(
+                f"picture {row['file_name']} has size {picture.size}, its annotations {(row['width'], row['height'])}; "
+                "give the folder of the pictures that were annotated"
+            )
         masks = [self._mask(part, picture.size) for part in objects]
         return picture, {"mask": np.stack(masks), "labels": [part["name"] for part in objects]}
 

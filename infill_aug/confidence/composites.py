@@ -76,9 +76,8 @@ def paste_shapes(
         phase = torch.rand(count, 1, 1, generator=generator) * 2 * torch.pi
         radius = radius * (1 + swing * torch.cos(order * angle + phase))
     soft = ((radius - (dx.square() + dy.square()).sqrt()) * size / 4).clamp(0, 1)[:, None]
-    images = torch.cat(
-        [composite(textures[b], textures[a], s) for a, b, s in zip(first.split(64), second.split(64), soft.split(64), strict=True)]
-    )
+    rows = zip(first.split(64), second.split(64), soft.split(64), strict=True)
+    images = torch.cat([composite(textures[b], textures[a], shape) for a, b, shape in rows])
     targets = torch.zeros(count, len(known), size, size, dtype=torch.uint8)
     targets[:, head : head + 1] = (soft * 255).round().to(torch.uint8)
     return TrainingSet(images, targets, known[None].expand(count, -1))

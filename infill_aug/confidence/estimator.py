@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.key import digest
@@ -26,8 +28,9 @@ class ConfidenceEstimator(nn.Module):
     """How much every pixel matters, from the picture alone: one shared trunk, one logit for each head.
 
     Pictures are looked at as squares of side ``input_size``, whatever their own size and shape, in training as in use;
-    the logits come at a quarter of that and are brought to the picture's size last. Convolutions, batch normalisation, ReLU, hard sigmoid,
-    average pooling, addition, product and nearest up-sampling are all that it uses, so that it exports anywhere.
+    the logits come at a quarter of that and are brought to the picture's size last. Convolutions, batch normalisation,
+    ReLU, hard sigmoid, average pooling, addition, product and nearest up-sampling are all that it uses, so that it
+    exports anywhere.
 
     Convention:
         * images ``(B, 3, H, W)`` floating point in 0..1, any size from one pixel, not normalised
@@ -128,7 +131,11 @@ class ConfidenceEstimator(nn.Module):
 
         Args:
             heads: names.
+
+        Raises:
+            ValueError: no or repeated heads, or this estimator came from ``fused()``.
         """
+        self._check_not_fused()
         other = ConfidenceEstimator(heads, self.input_size)
         other.trunk.load_state_dict(self.trunk.state_dict())
         with torch.no_grad():
@@ -141,15 +148,46 @@ class ConfidenceEstimator(nn.Module):
         other.quality = {name: value for name, value in self.quality.items() if name in heads}
         return other
 
+    def fused(self) -> ConfidenceEstimator:
+        """A copy for use alone: batch normalisation folded into the convolutions, weights in ``channels_last``.
+
+        About a quarter faster for one picture on the CPU; confidence differs by rounding only. It runs, moves and
+        exports like any estimator, in evaluation mode, but can be neither trained on, nor saved, nor given heads.
+
+        Returns:
+            A new estimator on the same device and in the same dtype; this one is left as it is.
+
+        Example:
+            >>> import torch
+            >>> estimator, images = ConfidenceEstimator(input_size=32).eval(), torch.rand(1, 3, 20, 30)
+            >>> torch.allclose(estimator.fused()(images), estimator(images), atol=1e-4)
+            True
+        """
+        other = copy.deepcopy(self).eval().requires_grad_(False)
+        for parent in list(other.modules()):
+            for name, child in list(parent.named_children()):
+                # Every normalisation follows its convolution in a pair that ``_conv`` made.
+                if isinstance(child, nn.Sequential) and len(child) == 2 and isinstance(child[1], nn.BatchNorm2d):
+                    parent.add_module(name, fuse_conv_bn_eval(child[0], child[1]).requires_grad_(False))
+        return other.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _check_not_fused(self) -> None:
+        if not any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
+            raise ValueError("this estimator came from fused() and only runs; use the one that was fused")
+
     def save(self, path: str | Path, **notes: Any) -> None:
         """Write the weights in half precision, with what is needed to read and judge them.
 
         Args:
             path: file ending in ``.safetensors``.
             notes: JSON values that are kept in the file: data, seed, date, hardware.
+
+        Raises:
+            ValueError: this estimator came from ``fused()``.
         """
         from safetensors.torch import save_file
 
+        self._check_not_fused()
         tensors = {
             name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
             for name, value in self.state_dict().items()
@@ -193,7 +231,9 @@ class ConfidenceEstimator(nn.Module):
         estimator = cls(json.loads(metadata["heads"]), int(metadata["input_size"]))
         wanted = {name for name in estimator.state_dict() if not name.endswith("num_batches_tracked")}
         if set(tensors) != wanted:
-            raise ValueError(f"{str(path)!r} lacks {sorted(wanted - set(tensors))}, has extra {sorted(set(tensors) - wanted)}")
+            raise ValueError(
+                f"{str(path)!r} lacks {sorted(wanted - set(tensors))}, has extra {sorted(set(tensors) - wanted)}"
+            )
         estimator.load_state_dict(tensors, strict=False)
         estimator.quality = json.loads(metadata["quality"])
         return estimator.eval()
@@ -218,6 +258,8 @@ class EstimatorConfidence(NetworkConfidence):
         frozen = estimator.with_heads(estimator.heads).to(self.device).eval().requires_grad_(False)
         frozen.head = estimator.head
         self.estimator = frozen
+        # Folded weights score; the others name the maps in a store, and do not depend on how folding rounds.
+        self._fused = frozen.fused()
 
     @property
     def quality(self) -> Mapping[str, Any]:
@@ -226,7 +268,7 @@ class EstimatorConfidence(NetworkConfidence):
 
     def score(self, images: Tensor, prompts: Sequence[Any]) -> Tensor:
         """Calibrated confidence."""
-        return self.estimator(images)
+        return self._fused(images)
 
     def identity(self) -> dict[str, Any]:
         """Head, input size, and a hash of the weights."""
@@ -265,8 +307,8 @@ def weights_path(name: str) -> Path:
 
 def list_weights() -> list[str]:
     """Names of the bundled weights."""
-    folder = resources.files("infill_aug") / "weights"
-    return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if entry.name.endswith("tensors"))
+    names = [entry.name for entry in (resources.files("infill_aug") / "weights").iterdir()]
+    return sorted(name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors"))
 
 
 def _resize(images: Tensor, side: int) -> Tensor:
@@ -308,7 +350,7 @@ class _Block(nn.Module):
         self.residual = stride == 1 and inside == outside
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(nnf.relu(self.depthwise(nnf.relu(self.expand(x)))))
+        y = self.project(nnf.relu_(self.depthwise(nnf.relu_(self.expand(x)))))
         return x + y if self.residual else y
 
 
@@ -323,8 +365,8 @@ class _Trunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, 16, 2), nn.ReLU(), _conv(16, 24, 2), nn.ReLU())
-        self.middle = nn.Sequential(_conv(24, 48, 2), nn.ReLU(), _conv(48, 48), nn.ReLU())
+        self.stem = nn.Sequential(_conv(3, 16, 2), nn.ReLU(True), _conv(16, 24, 2), nn.ReLU(True))
+        self.middle = nn.Sequential(_conv(24, 48, 2), nn.ReLU(True), _conv(48, 48), nn.ReLU(True))
         self.deep = nn.Sequential(_Block(48, 72, 2), _Block(72, 72), _Block(72, 72), _Block(72, 72))
         self.gate = nn.Conv2d(72, 72, 1)
         self.lateral = nn.ModuleList(nn.Conv2d(width, self.WIDTH, 1) for width in (24, 48, 72))
@@ -336,6 +378,7 @@ class _Trunk(nn.Module):
         deep = self.deep(eighth)
         deep = deep * nnf.hardsigmoid(self.gate(nnf.adaptive_avg_pool2d(deep, 1)))
         up = self.lateral[2](deep)
-        for lateral, smooth, skip in zip((self.lateral[1], self.lateral[0]), self.smooth, (eighth, quarter), strict=True):
-            up = nnf.relu(smooth(lateral(skip) + nnf.interpolate(up, scale_factor=2.0, mode="nearest")))
+        merges = zip((self.lateral[1], self.lateral[0]), self.smooth, (eighth, quarter), strict=True)
+        for lateral, smooth, skip in merges:
+            up = nnf.relu_(smooth(lateral(skip) + nnf.interpolate(up, scale_factor=2.0, mode="nearest")))
         return up

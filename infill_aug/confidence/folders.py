@@ -14,7 +14,7 @@ from PIL import ImageOps
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-_PICTURES = {*IMG_EXTENSIONS}
+_PICTURES = {*IMG_EXTENSIONS, ".pbm"}
 # What names of pictures and of their masks carry besides what they share, as in Frame00001-org.jpg, Frame00001-gt.pbm.
 _MARK = re.compile(r"[-_](org|img|image|gt|mask|masks|seg|label|labels|segmentation|trimap)$", re.IGNORECASE)
 
@@ -53,7 +53,8 @@ class MaskFolder(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
     Three layouts are read: one mask of the picture's name (ECSSD, DUTS, LaPa, Oxford-IIIT Pet); the same with a mark
     (``Frame00001-org.jpg`` and ``Frame00001-gt.pbm``, Figaro1k); and one file for each part, ``NAME_PART.png``
     (CelebAMask-HQ, whose ``00000_hair.png`` belongs to ``0.jpg``). Samples are ``(picture, {"mask": mask})``: read
-    them with ``MaskConfidence("mask", ...)``. Pictures without a mask are left out, and counted in ``without``.
+    them with ``MaskConfidence("mask", ...)``. Pictures without a mask are left out, and counted in ``without``. Where
+    a name occurs in several sub-folders, a mask belongs to the picture in the sub-folder of the same name.
 
     Args:
         images: folder of pictures.
@@ -65,6 +66,7 @@ class MaskFolder(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
 
     Raises:
         FileNotFoundError: a folder is not there, or no picture has a mask.
+        ValueError: pictures or masks that cannot be told apart by sub-folder and name.
 
     Example:
         >>> MaskFolder("pictures", "nowhere")
@@ -74,16 +76,18 @@ class MaskFolder(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
 
     def __init__(self, images: str | Path, masks: str | Path) -> None:
         pictures, labels = _files(images), _files(masks)
-        parts: dict[str, dict[str, Path]] = defaultdict(dict)
-        for path in labels:
-            for name, part in _readings(path.stem):
-                parts[name][part] = path
-        own = {_plain(path.stem): path for path in pictures}
-        found = [(path, parts[name]) for name, path in own.items() if name in parts]
+        found, twins = _match(pictures, labels)
+        if twins:  # names alone do not tell which mask is whose
+            found, twins = _match(pictures, labels, Path(images), Path(masks))
+        if twins:
+            raise ValueError(
+                f"files of one name, of which it is not clear what belongs to what: {twins[0][:3]}; part them"
+            )
         if not found:
             raise FileNotFoundError(
-                f"none of the {len(pictures)} pictures in {str(images)!r} has a mask of its name among the {len(labels)} "
-                f"files in {str(masks)!r}; such as {[p.name for p in pictures[:2]]} and {[p.name for p in labels[:2]]}"
+                f"none of the {len(pictures)} pictures in {str(images)!r} has a mask of its name among the "
+                f"{len(labels)} files in {str(masks)!r}; such as {[p.name for p in pictures[:2]]} and "
+                f"{[p.name for p in labels[:2]]}"
             )
         # A whole mask, where there is one, is the mask; parts of the same name belong to other pictures then.
         whole = any("" in its for _, its in found)
@@ -124,7 +128,7 @@ class MaskFolder(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
             >>> MaskFolder.weights(type("Some", (), {"classes": ("hair", "skin")})(), {"skin": 0.3})
             {2: 0.3}
         """
-        unknown = [name for name in class_weights if name not in self.classes and not (name.isdigit() and not self.classes)]
+        unknown = [name for name in class_weights if not (name in self.classes if self.classes else name.isdigit())]
         if unknown:
             there = list(self.classes) or "label values, such as '1'"
             raise ValueError(f"the masks have no classes {unknown}; they have {there}")
@@ -137,7 +141,29 @@ class MaskFolder(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
 def _files(folder: str | Path) -> list[Path]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}")
-    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _PICTURES)
+    # Hidden files, of which archives packed on a Mac are full, bear a picture's suffix and are none.
+    paths = (path for path in Path(folder).rglob("*") if not path.name.startswith("."))
+    return sorted(path for path in paths if path.suffix.lower() in _PICTURES)
+
+
+def _match(
+    pictures: list[Path], labels: list[Path], images: Path | None = None, masks: Path | None = None
+) -> tuple[list[tuple[Path, dict[str, Path]]], list[list[str]]]:
+    """Pictures with their masks by part, and files that share a name; with the folders' roots, a sub-folder too."""
+    own: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    parts: dict[tuple[str, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for path in pictures:
+        own[_place(path, images), _plain(path.stem)].append(path)
+    for path in labels:
+        for name, part in _readings(path.stem):
+            parts[_place(path, masks), name][part].append(path)
+    both = [(own[name], parts[name]) for name in own if name in parts]
+    twins = [[*map(str, same)] for mine, its in both for same in (mine, *its.values()) if len(same) > 1]
+    return [(mine[0], {part: paths[0] for part, paths in its.items()}) for mine, its in both], twins
+
+
+def _place(path: Path, root: Path | None) -> str:
+    return "" if root is None else path.parent.relative_to(root).as_posix()
 
 
 def _plain(stem: str) -> str:
@@ -156,7 +182,7 @@ def _readings(stem: str) -> list[tuple[str, str]]:
 
 
 def _mask(path: Path, picture: PILImage.Image) -> np.ndarray[Any, Any]:
-    mask = PILImage.open(path)
+    mask: PILImage.Image = PILImage.open(path)
     if mask.mode not in ("1", "L", "P", "I", "I;16"):
         mask = mask.convert("L")
     if mask.size != picture.size:

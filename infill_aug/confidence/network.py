@@ -14,6 +14,9 @@ from torch import Tensor
 from infill_aug.functional.grading import spread
 from infill_aug.types import quantise_confidence
 
+# What half precision may make of a score of exactly 0 or 1.
+_ROUNDING = 0.01
+
 
 class NetworkConfidence(ABC):
     """Base of the confidence sources that run a network: the estimator, and every teacher.
@@ -24,7 +27,7 @@ class NetworkConfidence(ABC):
 
     Args:
         falloff: reach of the graded ring around what matters, as a share of ``sqrt(H * W)``; 0 leaves the scores.
-        edges: how much an edge of the picture holds the ring back, 0 or more; 0 grades by distance alone.
+        edges: how much an edge of the picture holds the ring back, 0 or more, finite; 0 grades by distance alone.
         device: where the network runs.
         batch_size: pictures at once.
 
@@ -40,8 +43,8 @@ class NetworkConfidence(ABC):
     ) -> None:
         if not 0 <= falloff <= 2:
             raise ValueError(f"falloff must lie in 0..2, got {falloff}")
-        if not edges >= 0:
-            raise ValueError(f"edges must be 0 or more, got {edges}")
+        if not 0 <= edges < float("inf"):
+            raise ValueError(f"edges must be 0 or more, and finite, got {edges}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         self.falloff, self.edges = float(falloff), float(edges)
@@ -79,7 +82,7 @@ class NetworkConfidence(ABC):
         """
         return self.maps([image], [target])[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: its tensors can neither be changed in place nor be part of a loss
     def maps(self, images: Sequence[Tensor], targets: Sequence[Any] | None = None) -> list[Tensor]:
         """Maps of many pictures, which may differ in size.
 
@@ -118,6 +121,12 @@ class NetworkConfidence(ABC):
         if not bool(torch.isfinite(scores).all()):
             raise ValueError(
                 f"{type(self).__name__} gave scores that are not finite; run it in float32, or mend its weights"
+            )
+        low, high = (float(value) for value in torch.aminmax(scores))
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
+            raise ValueError(
+                f"{type(self).__name__} gave scores from {low:.4g} to {high:.4g}; they must lie in 0..1: pass logits "
+                "through a sigmoid"
             )
         if scores.shape[-2:] != size:
             scores = nnf.interpolate(scores, size=size, mode="bilinear", align_corners=False)

@@ -57,7 +57,8 @@ class TrainingSet:
     @staticmethod
     def join(parts: Sequence[TrainingSet]) -> TrainingSet:
         """All the pictures of several sets of equally many heads."""
-        return TrainingSet(*(torch.cat([getattr(part, name) for part in parts]) for name in ("images", "targets", "known")))
+        fields = ("images", "targets", "known")
+        return TrainingSet(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
 
 
 def read_training_set(
@@ -91,28 +92,28 @@ def read_training_set(
         torch.Size([1, 3, 32, 32])
     """
     order = range(len(dataset)) if indices is None else indices
+    network = source if isinstance(source, NetworkConfidence) else None
     if not len(order):
         raise ValueError("there is no picture to learn from: the dataset is empty; check its root and split")
     images, targets = [], []
     with tqdm(total=len(order), unit="picture", desc="reading", disable=not progress) as bar:
         for start in range(0, len(order), _READ):
-            chunk = []
+            chunk: list[tuple[Tensor, Any]] = []
+            maps: list[Tensor] = []
             for index in order[start : start + _READ]:
                 try:
                     chunk.append(split_sample(dataset[index], image_key))
+                    if network is None:
+                        maps.append(source(*chunk[-1]))
                 except Exception as error:
                     raise ValueError(f"cannot read sample {index}: {type(error).__name__}: {error}") from error
-            for (image, _), confidence in zip(chunk, _maps(source, chunk), strict=True):
+            if network is not None:
+                maps = network.maps(*zip(*chunk, strict=True))
+            for (image, _), confidence in zip(chunk, maps, strict=True):
                 images.append(F.resize(image, [size, size], antialias=True))
                 targets.append(F.resize((confidence * 255).round().to(torch.uint8), [size, size], antialias=True))
             bar.update(len(chunk))
     return TrainingSet(torch.stack(images), torch.stack(targets), torch.ones(len(images), 1, dtype=torch.bool))
-
-
-def _maps(source: ConfidenceSource, samples: Sequence[tuple[Tensor, Any]]) -> list[Tensor]:
-    if isinstance(source, NetworkConfidence):
-        return source.maps(*zip(*samples, strict=True))
-    return [source(image, target) for image, target in samples]
 
 
 def draw_pair_changes(count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -135,10 +136,11 @@ def draw_pair_changes(count: int, generator: torch.Generator | None = None) -> d
     wide, high = zoom * stretch, zoom / stretch
     right, down = (uniform(-1, 1) * (1 - side).clamp(min=0) for side in (wide, high))
     angle = uniform(-0.26, 0.26)
-    rows = (wide * angle.cos() * flip, -wide * angle.sin(), right), (high * angle.sin() * flip, high * angle.cos(), down)
+    across = (wide * angle.cos() * flip, -wide * angle.sin(), right)
+    along = (high * angle.sin() * flip, high * angle.cos(), down)
     gray = uniform(0, 1, 1, 1, 1) < 0.1
     return {
-        "affine": torch.stack([torch.stack(row, dim=1) for row in rows], dim=1),
+        "affine": torch.stack([torch.stack(row, dim=1) for row in (across, along)], dim=1),
         "gain": uniform(0.7, 1.3, 1, 1, 1) * uniform(0.88, 1.12, 3, 1, 1),
         "contrast": uniform(0.7, 1.3, 1, 1, 1),
         "saturation": uniform(0.55, 1.45, 1, 1, 1).masked_fill(gray, 0.0),
@@ -196,7 +198,7 @@ def confidence_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         True
     """
     logits = logits.float()
-    targets = nnf.adaptive_avg_pool2d(targets.float(), logits.shape[-2:])
+    targets = nnf.adaptive_avg_pool2d(targets.float(), list(logits.shape[-2:]))
     entropy = nnf.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(2, 3))
     found = logits.sigmoid()
     both = (found * targets).sum(dim=(2, 3))

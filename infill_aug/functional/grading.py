@@ -143,7 +143,7 @@ def spread(confidence: Tensor, falloff: float, images: Tensor | None = None, edg
 
 
 def _geodesic(confidence: Tensor, guide: Tensor, reach: float, edges: float) -> Tensor:
-    """``max over y of confidence(y) * exp(-geodesic(x, y) / reach)``: exact along a line, alternating rows and columns."""
+    """``max over y of confidence(y) * exp(-geodesic(x, y) / reach)``: exact along a line, rows and columns in turn."""
     score = confidence.clamp(min=1e-6).log()
     lengths = []
     for axis in (-1, -2):

@@ -37,7 +37,7 @@ def masking_loss(
     fills: Sequence[str] = _FILLS,
     preserve: float = 1.0,
     destroy: float = 1.0,
-    shape: float = 8.0,
+    shape: float = 4.0,
     smooth: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> MaskingLoss:

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from infill_aug.confidence.estimator import ConfidenceEstimator, EstimatorConfidence, list_weights, weights_path
 from infill_aug.confidence.evaluation import QualityReport, evaluate_confidence
 from infill_aug.confidence.from_profile import source_from_profile, teacher_from_profile
-from infill_aug.confidence.report import save_report
+from infill_aug.confidence.profile_report import save_report
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.confidence.training import read_training_set
 from infill_aug.lit.estimator import fit_estimator

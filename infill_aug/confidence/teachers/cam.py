@@ -109,7 +109,8 @@ class CamConfidence(NetworkConfidence):
         percentile: the share of a map's pixels that lie below full confidence, above 0, at most 1.
         key: where the label is in the target; by default where ``infill_aug.samples.label_of`` finds it.
         use_labels: explain the target's label instead of the top class, as a teacher may.
-        flip: average with the map of the mirrored picture, at twice the cost.
+        flip: average with the map of the mirrored picture, at twice the cost. By default so unless labels are used: of
+            what is told by left and right, a mirrored picture has another label.
         name: enters the cache key in place of the hash of the weights: change it whenever they change.
         grading: arguments of ``NetworkConfidence``.
 
@@ -139,7 +140,7 @@ class CamConfidence(NetworkConfidence):
         percentile: float = 0.98,
         key: Key = None,
         use_labels: bool = False,
-        flip: bool = True,
+        flip: bool | None = None,
         name: str | None = None,
         **grading: Any,
     ) -> None:
@@ -164,7 +165,8 @@ class CamConfidence(NetworkConfidence):
             _own_size(classifier) if input_size is None else input_size,
             float(percentile),
         )
-        self.key, self.use_labels, self.flip, self.name = key, use_labels, flip, name
+        self.key, self.use_labels, self.name = key, use_labels, name
+        self.flip = not use_labels if flip is None else flip
         self.reads_target = use_labels
 
     def prompt(self, target: Any) -> int | None:
@@ -190,9 +192,9 @@ class CamConfidence(NetworkConfidence):
         # Gradients are needed, and maps are made in inference mode: its tensors have none, their copies do.
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.classifier):
             looked = self._prepare(images.clone()).to(some.device, some.dtype)
-            maps, classes = self._maps(looked, prompts)
+            maps = self._maps(looked, prompts)
             if self.flip:
-                maps = (maps + self._maps(looked.flip(-1), prompts)[0].flip(-1)) / 2
+                maps = (maps + self._maps(looked.flip(-1), prompts).flip(-1)) / 2
         return maps.to(images.device)
 
     def identity(self) -> dict[str, Any]:
@@ -218,16 +220,17 @@ class CamConfidence(NetworkConfidence):
             images = (images - mean) / std
         return images
 
-    def _maps(self, images: Tensor, classes: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
-        """Scaled ``(B, 1, h, w)`` maps, and the classes that they explain, one a picture."""
+    def _maps(self, images: Tensor, labels: Sequence[Any]) -> Tensor:
+        """Scaled ``(B, 1, h, w)`` maps."""
         if self.method == "rollout":
-            return _scale(self._rollout(images), self.percentile), classes
+            return _scale(self._rollout(images), self.percentile)
         function = layer_cam if self.method == "layercam" else grad_cam
         with _outputs(self.classifier) as outputs:
             logits = self._logits(images.detach().requires_grad_())
             features = self._features(outputs, images.shape[-2:])
-        if classes[0] is None:
-            classes = logits.argmax(dim=1).tolist()
+        if self.use_labels and None in labels:
+            raise ValueError("use_labels=True reads labels: give the targets with the images")
+        classes = labels if self.use_labels else logits.argmax(dim=1).tolist()
         wrong = sorted({label for label in classes if not 0 <= label < logits.shape[1]})
         if wrong:
             raise ValueError(f"labels must be classes 0..{logits.shape[1] - 1} of the classifier, got {wrong}")
@@ -241,7 +244,7 @@ class CamConfidence(NetworkConfidence):
             maps.append(_scale(found, self.percentile))
         finest = max((one.shape[-2:] for one in maps), key=lambda size: size[0] * size[1])
         maps = [nnf.interpolate(one, size=finest, mode="bilinear", align_corners=False) for one in maps]
-        return torch.stack(maps).amax(dim=0), classes
+        return torch.stack(maps).amax(dim=0)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits = logits_of(self.classifier(images))

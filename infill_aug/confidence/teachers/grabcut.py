@@ -14,23 +14,25 @@ from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.confidence.points import point_discs
 from infill_aug.confidence.sources import Key, _box_mask
 from infill_aug.confidence.teachers.prompted import PromptedConfidence
-from infill_aug.functional.grading import centre_prior, grade
+from infill_aug.functional.grading import centre_prior
 
-# A cut that leaves less than this of a box has lost the object to the background's colours.
+# A cut that leaves less than this of a region has lost the object to the background's colours.
 _LEAST = 0.05
 # Boxes that cover more than this leave too little background to learn its colours from.
 _MOST = 0.98
 # Radius of the disc around a point that surely belongs to the object, as a share of sqrt(H * W).
 _DISC = 0.03
+# Radius within which it is looked for at first: colours of so small a disc alone do not reach beyond it.
+_NEAR = 0.25
 
 
 class GrabCutConfidence(NetworkConfidence):
     """Confidence from GrabCut (Rother, Kolmogorov and Blake, 2004): boxes or points become the shape of the object.
 
-    Outside of all boxes is background; what inside is the object is told by colour. A point is surely object, and the
-    object is looked for around it. The cut is repeated at two scales, and confidence is the share of the cuts that a
-    pixel survives. A box in which no object is found counts as a whole, as with ``BoxConfidence``; boxes that cover the
-    picture get a centre prior; a picture without boxes or points gets full confidence everywhere: with nothing known of
+    Outside of all boxes is background; what inside is the object is told by colour. A point is surely object, and so
+    are, at first, its surroundings (a quarter of ``sqrt(H * W)``), from where the object may grow or shrink. The cut is
+    repeated at two scales, and confidence is the share of the cuts that a pixel survives. A box, or the surroundings of
+    a point, in which no object is found counts as a whole; boxes that cover the picture get a centre prior; a picture without boxes or points gets full confidence everywhere: with nothing known of
     its object, nothing of it may be regenerated. No network, no weights, and the same map in any batch and process.
 
     Args:
@@ -111,24 +113,23 @@ class GrabCutConfidence(NetworkConfidence):
         """``(1, 1, h, w)`` map of one ``(1, 3, H, W)`` picture."""
         small = _shrink(picture, self.side)
         height, width = small.shape[-2:]
-        boxes, discs = _regions(prompt, picture.shape[-2:], (height, width))
-        inside = boxes.any(dim=0)
-        if not (inside.any() or discs.any()):
+        regions, discs = _regions(prompt, picture.shape[-2:], (height, width))
+        inside = regions.any(dim=0)
+        if not inside.any():
             return small.new_ones(1, 1, height, width)
         if inside.float().mean() > _MOST:
             return centre_prior(height, width) * inside
         found = []
         for scale in (1, 2):
             scaled = _shrink(small, max(1, max(height, width) // scale))
-            cut = _cuts(scaled, *_regions(prompt, picture.shape[-2:], scaled.shape[-2:]), self.iterations)
+            scaled_regions = _regions(prompt, picture.shape[-2:], scaled.shape[-2:])
+            cut = _cuts(scaled, *scaled_regions, bool(prompt.get("boxes")), self.iterations)
             if cut is not None:
                 found.append(nnf.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False))
-        if not found:  # points alone: there is no box to fall back on
-            return inside.float()[None, None] if inside.any() else grade(discs[None, None].float(), 0.2)
-        cut = torch.stack(found).mean(dim=0)
-        for box in boxes:
-            if cut[0, 0][box].mean() < _LEAST:
-                cut[0, 0][box] = 1.0
+        cut = torch.stack(found).mean(dim=0) if found else small.new_zeros(1, 1, height, width)
+        for region in regions:
+            if cut[0, 0][region].mean() < _LEAST:
+                cut[0, 0][region] = 1.0
         return cut.masked_fill(discs, 1.0)
 
 
@@ -145,24 +146,25 @@ def _shrink(images: Tensor, side: int) -> Tensor:
 def _regions(
     prompt: Mapping[str, Sequence[Sequence[float]]], own: Sequence[int], size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """``(N, h, w)`` of boxes that reach into the picture, and ``(h, w)`` of the discs of points, both bool."""
+    """``(N, h, w)`` where objects may be, and ``(h, w)`` where they surely are, both bool, as far as in the picture."""
     height, width = size
     scale = torch.tensor([width / own[1], height / own[0]])
     boxes = [_box_mask(torch.tensor([box]) * scale.repeat(2), "xyxy", height, width) for box in prompt.get("boxes", ())]
     points = torch.tensor(list(prompt.get("points", ()))).reshape(-1, 2) * scale
+    near = [point_discs(point, _NEAR * (height * width) ** 0.5, height, width) for point in points]
     discs = point_discs(points, _DISC * (height * width) ** 0.5, height, width)[0]
-    masks = torch.cat(boxes) if boxes else torch.zeros(0, height, width, dtype=torch.bool)
-    return masks[masks.flatten(1).any(dim=1)], discs
+    regions = torch.cat([*boxes, *near, torch.zeros(0, height, width, dtype=torch.bool)])
+    return regions[regions.flatten(1).any(dim=1)], discs
 
 
-def _cuts(picture: Tensor, boxes: Tensor, discs: Tensor, iterations: int) -> Tensor | None:
+def _cuts(picture: Tensor, regions: Tensor, discs: Tensor, sure: bool, iterations: int) -> Tensor | None:
     """``(1, 1, h, w)`` share of the cuts, or ``None`` where OpenCV finds none."""
     import cv2
 
     pixels = np.ascontiguousarray((picture[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    inside = boxes.any(dim=0).numpy()
-    # With boxes, the rest is background for sure; with points alone, only probably.
-    labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_BGD if inside.any() else cv2.GC_PR_BGD).astype(np.uint8)
+    # Around boxes is background for sure; around points alone, only probably.
+    rest = cv2.GC_BGD if sure else cv2.GC_PR_BGD
+    labels = np.where(regions.any(dim=0).numpy(), cv2.GC_PR_FGD, rest).astype(np.uint8)
     labels[discs.numpy()] = cv2.GC_FGD
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     # Colours are clustered from a random start, which must not depend on what was cut before.
