@@ -28,7 +28,7 @@ from infill_aug.lit.estimator import fit_estimator
 from infill_aug.samples import to_uint8_image
 
 HEADS = ("salient_object", "pets")
-BOTH, SALIENT, PETS = torch.tensor([True, True]), torch.tensor([True, False]), torch.tensor([False, True])
+BOTH, PETS = torch.tensor([True, True]), torch.tensor([False, True])
 TRIMAP = MaskConfidence(1, foreground=(1, 3), falloff=0.0)
 CC_BY = (4,)
 
@@ -92,8 +92,8 @@ def main() -> None:
     for name in ("pets", "more-pets", "backgrounds", "coco", "salient-images", "salient-masks"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--output", default="outputs/base.safetensors")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--steps", type=int, default=4000)
     options, started = parser.parse_args(), time.perf_counter()
     torch.manual_seed(0)
     draw, size = torch.Generator().manual_seed(0), options.size
@@ -101,12 +101,13 @@ def main() -> None:
     labelled, more, test = pets_sets(options, size)
     coco, objects = coco_objects(Path(options.coco), size)
     pets = both_heads(labelled, torch.ones(len(labelled), dtype=torch.bool))
-    behind = torch.cat([scenes, coco.images])
+    cats = both_heads(more, torch.ones(len(more), dtype=torch.bool))
+    # Real pictures outweigh made-up ones: those teach that things differ from what is behind them, not how they look.
     everything = TrainingSet.join(
-        [pets, pets, both_heads(more, torch.ones(len(more), dtype=torch.bool)), coco, coco, coco, coco]
-        + [paste_objects(pets, behind, 600, draw), paste_objects(objects, behind, 900, draw)]
-        + [paste_shapes(torch.cat([scenes, pets.images]), 700, draw, BOTH), empty(scenes[::2], PETS)]
-    )
+        [pets] * 4 + [cats] + [coco] * 4
+        + [paste_objects(pets, scenes, 400, draw), paste_objects(objects, scenes, 500, draw)]
+        + [paste_shapes(scenes, 300, draw, BOTH), empty(scenes[::2], PETS)]
+    )  # fmt: skip
     order = torch.randperm(len(everything), generator=draw)
     parts = [
         TrainingSet(everything.images[i], everything.targets[i], everything.known[i]) for i in (order[300:], order[:300])

@@ -53,7 +53,11 @@ def test_figaro_marks_pictures_and_masks_in_sub_folders(tmp_path):
         save(tmp_path / "Original" / split / f"{name}-org.jpg")
         save(tmp_path / "GT" / split / f"{name}-gt.pbm", region(1) > 0)
     folder = MaskFolder(str(tmp_path / "Original"), str(tmp_path / "GT"))
-    assert [path.name for path, _ in folder.samples] == ["Frame00061-org.jpg", "Frame00001-org.jpg", "Frame00002-org.jpg"]
+    assert [path.name for path, _ in folder.samples] == [
+        "Frame00061-org.jpg",
+        "Frame00001-org.jpg",
+        "Frame00002-org.jpg",
+    ]
     assert folder.without == 0
     assert folder.classes == ()
     confidence = MaskConfidence("mask", falloff=0)(*split_sample(folder[1]))
@@ -207,7 +211,7 @@ def test_no_match_is_an_error_with_examples_of_both_names(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     save(tmp_path / "images" / "a.jpg")
     for images, masks in (("images", "nowhere"), ("nowhere", "images")):
-        with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
             MaskFolder(tmp_path / images, tmp_path / masks)
 
 

@@ -90,7 +90,10 @@ def test_an_unreadable_sample_is_named(source):
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [({}, "cannot read sample 1: KeyError.*mask"), ({"mask": disc(12)}, r"cannot read sample 1.*\(12, 12\).*\(24, 24\)")],
+    [
+        ({}, "cannot read sample 1: KeyError.*mask"),
+        ({"mask": disc(12)}, r"cannot read sample 1.*\(12, 12\).*\(24, 24\)"),
+    ],
 )
 def test_a_sample_whose_label_does_not_fit_is_named_too(target, message):
     data = [(picture(0), {"mask": disc()}), (picture(1), target)]
@@ -211,10 +214,13 @@ def test_a_seed_replays_its_changes_and_all_values_stay_in_range(seed, count):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     generator = torch.Generator().manual_seed(seed)
-    images, targets = torch.rand(count, 3, 12, 12, generator=generator), torch.rand(count, 2, 12, 12, generator=generator)
+    images, targets = (
+        torch.rand(count, 3, 12, 12, generator=generator),
+        torch.rand(count, 2, 12, 12, generator=generator),
+    )
     for values, before in zip(change_pairs(images, targets, one), (images, targets), strict=True):
         assert values.shape == before.shape
-        assert 0 <= values.min()
+        assert values.min() >= 0
         assert values.max() <= 1
 
 

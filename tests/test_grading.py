@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infill_aug.functional.grading import centre_prior, euclidean_distance, grade
+from infill_aug.functional.grading import centre_prior, euclidean_distance, grade, spread
 from infill_aug.functional.masks import masked_share, threshold_mask
 
 
@@ -175,3 +175,170 @@ def test_a_centre_prior_is_highest_in_the_middle_and_symmetric(size, falloff):
 def test_a_centre_prior_without_a_width_is_refused(falloff):
     with pytest.raises(ValueError, match=f"above 0, got {falloff}"):
         centre_prior(4, 4, falloff)
+
+
+# --- soft maps ---
+
+
+def blob(height=64, width=64, sharpness=0.08):
+    """What a network gives for a round object: sure in the middle, soft at the rim."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    return torch.sigmoid((0.4 - (x.square() + y.square()).sqrt()) / sharpness)[None, None]
+
+
+@st.composite
+def soft_maps(draw):
+    """A map of any size and kind, and a picture to it."""
+    height, width = draw(st.integers(1, 20)), draw(st.integers(1, 20))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    scale = draw(st.sampled_from([1, 1, 5]))  # with some above the grid that rings are computed on
+    noise, images = (torch.rand(2, c, height * scale, width * scale, generator=generator) for c in (1, 3))
+    kind = draw(st.sampled_from(["noise", "rare", "binary", "zero", "one"]))
+    maps = {"noise": noise, "rare": noise**9, "binary": (noise > 0.8).float(), "zero": noise * 0, "one": noise * 0 + 1}
+    return maps[kind], images
+
+
+options = given(soft_maps(), st.sampled_from([0.0, 0.02, 0.2, 2.0]), st.sampled_from([0.0, 3.0, 30.0]))
+
+
+@options
+def test_spreading_only_adds_and_never_reaches_full_confidence(sample, falloff, edges):
+    confidence, images = sample
+    result = spread(confidence, falloff, images, edges)
+    assert result.shape == confidence.shape
+    assert result.dtype == torch.float32
+    assert (result >= confidence).all()
+    assert (result[result > confidence] <= 0.9 + 1e-6).all()
+    if falloff == 0:
+        assert torch.equal(result, confidence)
+
+
+@options
+def test_more_confidence_gives_nowhere_less(sample, falloff, edges):
+    confidence, images = sample
+    more = torch.maximum(confidence, confidence.roll(1, dims=-1))
+    assert (spread(more, falloff, images, edges) >= spread(confidence, falloff, images, edges) - 1e-5).all()
+
+
+@options
+def test_spreading_is_the_same_alone_and_in_a_batch(sample, falloff, edges):
+    confidence, images = sample
+    together = spread(confidence, falloff, images, edges)
+    for i in range(len(confidence)):
+        alone = spread(confidence[i : i + 1], falloff, images[i : i + 1], edges)
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 64), (7, 5), (1, 50)])
+@pytest.mark.parametrize("falloff", [0.05, 0.2, 1.0])
+def test_a_binary_map_spreads_as_labels_are_graded(size, falloff):
+    hard = object_weights(*size)
+    hard[..., size[0] // 2, size[1] // 2] = 1
+    torch.testing.assert_close(spread(hard, falloff), grade(hard, falloff), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(65, 65), (96, 128), (256, 256), (240, 320)])
+@pytest.mark.parametrize("falloff", [0.1, 0.2, 1.0])
+def test_a_large_binary_map_spreads_as_labels_are_graded_to_within_a_cell(size, falloff):
+    hard = object_weights(*size)
+    reach = falloff * math.sqrt(size[0] * size[1])
+    cell = max(size) / 64
+    assert (spread(hard, falloff) - grade(hard, falloff)).abs().max() <= cell / reach
+
+
+@pytest.mark.parametrize("falloff", [0.1, 0.3])
+def test_a_soft_map_has_the_ring_of_its_strongest_levels(falloff):
+    confidence = blob()
+    exact = torch.zeros_like(confidence)
+    for level in torch.linspace(0.01, 1, 200).tolist():
+        distance = euclidean_distance(confidence >= level)
+        exact = torch.maximum(exact, level * torch.exp(-distance / (falloff * 64)))
+    wanted = torch.maximum(confidence, 0.9 * exact)
+    result = spread(confidence, falloff)
+    assert (result <= wanted + 1e-2).all()
+    # The ring is drawn from seven levels in place of all: it may lack what lies between two of them.
+    assert (wanted - result).max() < 0.1
+
+
+@given(soft_maps(), st.sampled_from([0.02, 0.2, 2.0]))
+def test_without_a_weight_of_edges_the_picture_is_not_looked_at(sample, falloff):
+    confidence, images = sample
+    assert torch.equal(spread(confidence, falloff, images, 0.0), spread(confidence, falloff))
+    assert torch.equal(spread(confidence, falloff, None, 9.0), spread(confidence, falloff))
+
+
+def crossing(side=64):
+    """An object left of the middle, on a picture that is red up to column 3/4 and blue from there."""
+    confidence = torch.zeros(1, 1, side, side)
+    middle = slice(side * 3 // 8, side * 5 // 8)
+    confidence[..., middle, middle] = 1
+    images = torch.zeros(1, 3, side, side)
+    images[:, 0, :, : side * 3 // 4], images[:, 2, :, side * 3 // 4 :] = 1, 1
+    return confidence, images
+
+
+@pytest.mark.parametrize("side", [32, 64, 200])
+def test_a_ring_stays_on_its_own_side_of_a_strong_edge(side):
+    confidence, images = crossing(side)
+    result = spread(confidence, 0.2, images, 30.0)[0, 0]
+    row = result[side // 2]
+    across, same = row[side * 3 // 4 + side // 32 :], row.flip(0)[side * 3 // 4 + side // 32 :]
+    assert (across < 0.7 * same).all()
+    without = spread(confidence, 0.2, images.mean(dim=1, keepdim=True) * 0, 30.0)[0, 0]
+    torch.testing.assert_close(result[:, : side // 4], without[:, : side // 4], atol=1e-4, rtol=0)
+
+
+def test_a_stronger_edge_and_a_larger_weight_hold_back_more():
+    confidence, images = crossing()
+    far = (..., slice(24, 40), slice(52, 64))
+    weights = [spread(confidence, 0.2, images, edges)[far].mean() for edges in (1.0, 5.0, 30.0)]
+    contrasts = [spread(confidence, 0.2, images * share, 10.0)[far].mean() for share in (0.1, 0.5, 1.0)]
+    for values in (weights, contrasts):
+        assert values[0] > values[1] > values[2]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 64), (128, 128)])
+@pytest.mark.parametrize("falloff", [0.1, 0.3])
+def test_geodesic_distances_on_a_constant_picture_are_nearly_euclidean(size, falloff):
+    confidence = torch.zeros(1, 1, *size)
+    confidence[..., size[0] // 2 - 4 : size[0] // 2 + 4, size[1] // 2 - 4 : size[1] // 2 + 4] = 1
+    reach = falloff * math.sqrt(size[0] * size[1])
+    distance = euclidean_distance(confidence > 0)
+    geodesic = -(spread(confidence, falloff, torch.full((1, 3, *size), 0.4), 30.0) / 0.9).log() * reach
+    # Far enough for a share of the distance to be more than a cell, near enough for more than nothing to be left.
+    ring = (distance > 8 * max(size) / 64) & (distance < 6 * reach)
+    ratio = geodesic[ring] / distance[ring]
+    assert ratio.min() > 0.75
+    assert ratio.max() < 1.25
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 300), (1, 2)])
+@pytest.mark.parametrize("edges", [0.0, 30.0])
+def test_pictures_of_one_row_or_column_have_rings_too(size, edges):
+    confidence = torch.zeros(1, 1, *size)
+    flat = confidence.view(-1)
+    flat[: max(1, len(flat) // 10)] = 1
+    result = spread(confidence, 0.5, torch.rand(1, 3, *size), edges)
+    assert result.shape == confidence.shape
+    assert torch.isfinite(result).all()
+    assert (result[confidence > 0] == 1).all()
+    if size == (1, 300):
+        assert (result[0, 0, 0].diff() <= 1e-6).all()
+        turned = spread(confidence.mT.contiguous(), 0.5)
+        torch.testing.assert_close(turned, spread(confidence, 0.5).mT, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 128), (224, 224)])
+@pytest.mark.parametrize("edges", [0.0, 30.0])
+def test_spreading_makes_the_masked_share_of_an_estimate_smooth_in_the_threshold(size, edges):
+    def largest_jump(confidence):
+        shares = [masked_share(threshold_mask(confidence, t / 20, mode="absolute")) for t in range(21)]
+        return torch.cat([torch.zeros(1), *shares]).diff().max()
+
+    soft = blob(*size, sharpness=0.01)
+    hard = (soft > 0.5).float()
+    flat = torch.full((1, 3, *size), 0.5)
+    assert largest_jump(hard) > 0.8, "a hard map goes in one piece"
+    assert largest_jump(soft) > 0.7, "and a network's map of an object of sharp outline nearly so"
+    assert largest_jump(spread(soft, 0.2, flat, edges)) < 0.2
+    assert largest_jump(spread(hard, 0.2, flat, edges)) < 0.2

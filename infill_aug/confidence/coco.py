@@ -82,7 +82,8 @@ class CocoObjects(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
             ValueError: a picture that is not of the annotated size; a panoptic file without ``panoptic``.
         """
         row, objects = self.rows[index]
-        picture = PILImage.open(self.images / row["file_name"]).convert("RGB")
+        with PILImage.open(self.images / row["file_name"]) as file:
+            picture = file.convert("RGB")
         if picture.size != (row["width"], row["height"]):
             raise ValueError(
                 f"picture {row['file_name']} has size {picture.size}, its annotations {(row['width'], row['height'])}; "

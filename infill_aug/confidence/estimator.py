@@ -167,9 +167,10 @@ class ConfidenceEstimator(nn.Module):
         for parent in list(other.modules()):
             for name, child in list(parent.named_children()):
                 # Every normalisation follows its convolution in a pair that ``_conv`` made.
-                if isinstance(child, nn.Sequential) and len(child) == 2 and isinstance(child[1], nn.BatchNorm2d):
-                    parent.add_module(name, fuse_conv_bn_eval(child[0], child[1]).requires_grad_(False))
-        return other.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+                if isinstance(child, nn.Sequential) and isinstance(child[-1], nn.BatchNorm2d):
+                    pair: Any = child
+                    parent.add_module(name, fuse_conv_bn_eval(pair[0], pair[1]).requires_grad_(False))
+        return other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _check_not_fused(self) -> None:
         if not any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):

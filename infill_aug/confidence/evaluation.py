@@ -90,13 +90,20 @@ class QualityReport:
     def needed(self) -> float:
         """What the gate asks for: an ``ap`` to reach; without masks, a ``deletion`` to stay at or below.
 
-        The ``ap`` is 0.10 above the centre prior's, or half-way from there to 1 where that is nearer. The ``deletion``
-        is 20 % below the random map's. NaN where neither was measured.
+        The ``ap`` is 0.10 above the centre prior's, or the random map's where that is better since what matters avoids
+        the centre; or half-way from there to 1 where that is nearer. The ``deletion`` is 20 % below the random map's.
+        NaN where neither was measured.
         """
         if self.truths:
-            prior = self.centre["ap"]
+            prior = self._yardstick[1]
             return prior + min(AP_MARGIN, (1 - prior) / 2)
         return (1 - DELETION_MARGIN) * self.random.get("deletion", math.nan)
+
+    @property
+    def _yardstick(self) -> tuple[str, float]:
+        """Name and average precision of the better of the two maps that know nothing of the picture."""
+        centre, random = self.centre["ap"], self.random.get("ap", 0.0)
+        return ("a random map", random) if random > centre else ("the centre prior", centre)
 
     @property
     def passes(self) -> bool:
@@ -110,13 +117,13 @@ class QualityReport:
     def verdict(self) -> str:
         """What to do with the source, in a sentence or two."""
         if self.truths:
-            own, prior, yardstick = self.scores["ap"], self.centre["ap"], "the centre prior"
+            own, (yardstick, prior) = self.scores["ap"], self._yardstick
             worse, bound = own < prior, "more"
-            found = f"AP {own:.3f} on {self.truths} pictures, where the centre prior has {prior:.3f}"
+            found = f"AP {own:.3f} on {self.truths} pictures, where {yardstick} has {prior:.3f}"
         elif "deletion" in self.scores:
             own, prior, yardstick = self.scores["deletion"], self.random["deletion"], "a random map"
             worse, bound = own > prior, "less"
-            found = f"deletion AUC {own:.3f} on {self.samples} pictures, where a random map has {prior:.3f}"
+            found = f"deletion AUC {own:.3f} on {self.samples} pictures, where {yardstick} has {prior:.3f}"
         else:
             return (
                 f"fails: none of {self.samples} masks says anything, each is empty or the whole picture; check the key "
@@ -126,11 +133,9 @@ class QualityReport:
         if self.passes:
             text = f"passes: {found}"
         elif worse:
-            text = (
-                f"fails: worse than {yardstick}: {found} Use the centre prior, or check what the source learned from."
-            )
+            text = f"fails: worse than {yardstick}: {found} Use {yardstick} instead, or check what it learned from."
         else:
-            text = f"fails: {found} Train it on more pictures or on masks, or use the centre prior."
+            text = f"fails: {found} Train it on more pictures or on masks, or use {yardstick}."
         if self.leak is not None and self.leak.leaks:
             text += (
                 f" The maps alone give the class away: a probe tells it with accuracy {self.leak.accuracy:.2f}, where "

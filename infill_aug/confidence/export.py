@@ -35,7 +35,8 @@ class _Confidence(nn.Module):
         with torch.no_grad():
             self.logit.weight[0] = fused.logit.weight[index] / fused.temperature[index]
             self.logit.bias[0] = fused.logit.bias[index] / fused.temperature[index]  # type: ignore[index]
-        self.eval().requires_grad_(False)
+        # In channels_last, pooling is traced to strides, which are no graph of tensor operations.
+        self.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
         logits = self.logit(self.trunk(image))
@@ -242,7 +243,7 @@ def _calibration(images: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _reader(base: type, images: np.ndarray) -> Any:
-    class Reader(base):  # type: ignore[misc]
+    class Reader(base):
         def __init__(self) -> None:
             self.chunks: Iterator[np.ndarray] = iter(
                 images[start : start + _CALIBRATED_AT_ONCE] for start in range(0, len(images), _CALIBRATED_AT_ONCE)

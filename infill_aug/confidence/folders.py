@@ -44,7 +44,8 @@ class PictureFolder(Dataset[PILImage.Image]):
 
     def __getitem__(self, index: int) -> PILImage.Image:
         """One picture, as it is meant to be seen."""
-        return ImageOps.exif_transpose(PILImage.open(self.paths[index]))
+        with PILImage.open(self.paths[index]) as file:
+            return ImageOps.exif_transpose(file)
 
 
 class MaskFolder(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
@@ -105,7 +106,8 @@ class MaskFolder(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
             ValueError: a mask whose shape is not the picture's.
         """
         path, parts = self.samples[index]
-        picture = ImageOps.exif_transpose(PILImage.open(path)).convert("RGB")
+        with PILImage.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
         if not self.classes:
             return picture, {"mask": _mask(parts[""], picture)}
         empty = np.zeros(picture.size[::-1], np.uint8)
@@ -182,9 +184,8 @@ def _readings(stem: str) -> list[tuple[str, str]]:
 
 
 def _mask(path: Path, picture: PILImage.Image) -> np.ndarray[Any, Any]:
-    mask: PILImage.Image = PILImage.open(path)
-    if mask.mode not in ("1", "L", "P", "I", "I;16"):
-        mask = mask.convert("L")
+    with PILImage.open(path) as file:
+        mask = file.copy() if file.mode in ("1", "L", "P", "I", "I;16") else file.convert("L")
     if mask.size != picture.size:
         # Some sets keep their masks smaller: of the same shape they fit all the same, of another they don't.
         if abs(mask.width * picture.height / (mask.height * picture.width) - 1) > 0.02:

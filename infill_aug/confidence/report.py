@@ -107,7 +107,7 @@ def save_reliability(maps: Sequence[Tensor], truths: Sequence[Tensor], path: str
     bottom.bar([(i + 0.5) / bins for i in range(bins)], share, width=0.9 / bins, color="C0")
     bottom.set_yscale("log")
     bottom.set_ylim(1e-4, 1)
-    bottom.set_ylabel("pixels")
+    bottom.set_ylabel("share")
     bottom.set_xlabel("confidence")
     bottom.set_xlim(0, 1)
     for axis in (top, bottom):

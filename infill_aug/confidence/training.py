@@ -198,7 +198,7 @@ def confidence_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         True
     """
     logits = logits.float()
-    targets = nnf.adaptive_avg_pool2d(targets.float(), list(logits.shape[-2:]))
+    targets = nnf.adaptive_avg_pool2d(targets.float(), (logits.shape[-2], logits.shape[-1]))
     entropy = nnf.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(2, 3))
     found = logits.sigmoid()
     both = (found * targets).sum(dim=(2, 3))

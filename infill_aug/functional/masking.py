@@ -170,16 +170,17 @@ def random_fill(images: Tensor, fills: Sequence[str] = _FILLS, generator: torch.
     """
     _check_fills(fills)
     images = images.detach()
-    count, draw = len(images), {"generator": generator, "device": images.device, "dtype": images.dtype}
-    cells = tuple(min(side, _BLUR_CELLS) for side in images.shape[-2:])
-    blurred = nnf.interpolate(nnf.adaptive_avg_pool2d(images, cells), size=images.shape[-2:], mode="bilinear")
+    count, device = len(images), images.device
+    height, width = images.shape[-2:]
+    cells = min(height, _BLUR_CELLS), min(width, _BLUR_CELLS)
+    blurred = nnf.interpolate(nnf.adaptive_avg_pool2d(images, cells), size=(height, width), mode="bilinear")
     # A step of 1..B-1 through the batch: never the picture itself.
-    step = torch.randint(1, max(count, 2), (), generator=generator, device=images.device)
-    at = (torch.arange(count, device=images.device) + step) % count
-    noise = 0.2 * torch.randn(images.shape, **draw)  # type: ignore[call-overload]
-    colour = torch.rand(count, 3, 1, 1, **draw)  # type: ignore[call-overload]
+    step = torch.randint(1, max(count, 2), (), generator=generator, device=device)
+    at = (torch.arange(count, device=device) + step) % count
+    noise = 0.2 * torch.randn(images.shape, generator=generator, device=device, dtype=images.dtype)
+    colour = torch.rand(count, 3, 1, 1, generator=generator, device=device, dtype=images.dtype)
     kinds = {"blur": blurred, "noise": colour + noise, "other": blurred[at] + noise}
-    chosen = torch.randint(len(fills), (count, 1, 1, 1), generator=generator, device=images.device)
+    chosen = torch.randint(len(fills), (count, 1, 1, 1), generator=generator, device=device)
     result = torch.zeros_like(images)
     for i, name in enumerate(fills):
         result = torch.where(chosen == i, kinds[name], result)

@@ -182,7 +182,7 @@ def transformers() -> Any:
 
 def frozen(load: Callable[[], nn.Module], device: torch.device) -> Any:
     """The model that ``load`` makes: on the device, in float32, in evaluation mode, without gradients."""
-    # Weights made in inference mode, where maps are, could not be used outside of it.
+    # Weights made in inference mode, where the first picture may be scored, could not be used outside of it.
     with torch.inference_mode(False):
         return load().float().to(device).eval().requires_grad_(False)
 

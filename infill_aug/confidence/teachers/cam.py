@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as nnf
@@ -225,9 +226,9 @@ class CamConfidence(NetworkConfidence):
         if self.method == "rollout":
             return _scale(self._rollout(images), self.percentile)
         function = layer_cam if self.method == "layercam" else grad_cam
-        with _outputs(self.classifier) as outputs:
+        with _calls(self.classifier) as calls:
             logits = self._logits(images.detach().requires_grad_())
-            features = self._features(outputs, images.shape[-2:])
+            features = self._features(calls, images.shape[-2:])
         if self.use_labels and None in labels:
             raise ValueError("use_labels=True reads labels: give the targets with the images")
         classes = labels if self.use_labels else logits.argmax(dim=1).tolist()
@@ -259,38 +260,39 @@ class CamConfidence(NetworkConfidence):
             raise ValueError("the classifier gave logits without gradients; take no_grad and detach out of its forward")
         return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
-    def _features(self, outputs: Sequence[tuple[str, nn.Module, Any]], size: torch.Size) -> dict[str, Tensor]:
+    def _features(self, calls: Sequence[_Call], size: torch.Size) -> dict[str, Tensor]:
         """Feature maps of the wanted layers by name."""
         if not self.layers:
-            return _default(outputs, size)
+            return _default(calls, size)
         features = {}
         for name in self.layers:
-            calls = [output for called, _, output in outputs if called == name]
-            if not calls or not isinstance(calls[-1], Tensor) or calls[-1].ndim != 4:
-                what = tuple(calls[-1].shape) if calls and isinstance(calls[-1], Tensor) else "none that is a tensor"
+            output = next((call.output for call in reversed(calls) if call.name == name), None)
+            if not isinstance(output, Tensor) or output.ndim != 4:
+                what = tuple(output.shape) if isinstance(output, Tensor) else "none that is a tensor"
                 raise ValueError(f"layer {name!r} must give a (B, C, h, w) feature map, its output is: {what}")
-            features[name] = calls[-1]
+            features[name] = output
         return features
 
     def _rollout(self, images: Tensor) -> Tensor:
         """``(B, 1, h, w)``: what of each patch reaches the class token, or all tokens where there is none."""
-        with torch.no_grad(), _weighted(self.classifier), _outputs(self.classifier) as outputs:
+        with torch.no_grad(), _weighted(self.classifier), _calls(self.classifier) as calls:
             self._logits(images)
         attentions: list[Tensor] = []
-        for _, _, output in outputs:
-            found = output[1] if isinstance(output, tuple | list) and len(output) > 1 else None
-            square = isinstance(found, Tensor) and found.ndim == 4 and found.shape[-1] == found.shape[-2]
+        for call in calls:
+            found = call.output[1] if isinstance(call.output, tuple | list) and len(call.output) > 1 else None
+            if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[-1] != found.shape[-2]:
+                continue
             # A module that hands on what the one within it returned is no further layer.
-            if square and not any(found is one for one in attentions):
+            if not any(found is one for one in attentions):
                 attentions.append(found)
         if not attentions or len({one.shape[-1] for one in attentions}) > 1:
             raise ValueError(
-                "method='rollout' needs a vision transformer whose layers attend to all of the picture, and found none in "
-                f"{type(self.classifier).__name__}: torchvision's VisionTransformer, ViT models of transformers and "
+                "method='rollout' needs a vision transformer whose layers attend to all of the picture, and found none "
+                f"in {type(self.classifier).__name__}: torchvision's VisionTransformer, ViT models of transformers and "
                 "others of nn.MultiheadAttention have them; for classifiers that convolve use 'layercam'"
             )
         rollout = attention_rollout(attentions)
-        grid = next((tuple(out.shape[-2:]) for _, module, out in outputs if _is_patches(module)), None)
+        grid = next((tuple(call.output.shape[-2:]) for call in calls if _is_patches(call.module)), None)
         high, wide = grid or (int((rollout.shape[-1]) ** 0.5),) * 2
         extra = rollout.shape[-1] - high * wide
         if extra < 0:
@@ -301,13 +303,26 @@ class CamConfidence(NetworkConfidence):
         return shares - shares.amin(dim=(2, 3), keepdim=True)
 
 
+class _Call(NamedTuple):
+    """One call of a submodule: ``inside`` is its first input of four axes, where it has one."""
+
+    name: str
+    module: nn.Module
+    inside: Tensor | None
+    output: Any
+
+
 @contextmanager
-def _outputs(module: nn.Module) -> Iterator[list[tuple[str, nn.Module, Any]]]:
-    """Name, module and output of every call of a submodule, in the order of their ends."""
-    calls: list[tuple[str, nn.Module, Any]] = []
+def _calls(module: nn.Module) -> Iterator[list[_Call]]:
+    """All calls of submodules, in the order of their ends."""
+    calls: list[_Call] = []
+
+    def note(own: nn.Module, args: Any, kwargs: Any, output: Any, name: str) -> None:
+        inside = (one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim == 4)
+        calls.append(_Call(name, own, next(inside, None), output))
+
     handles = [
-        each.register_forward_hook(lambda own, _, output, name=name: calls.append((name, own, output)))
-        for name, each in module.named_modules()
+        each.register_forward_hook(partial(note, name=name), with_kwargs=True) for name, each in module.named_modules()
     ]
     try:
         yield calls
@@ -339,30 +354,48 @@ def _weighted(classifier: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _default(outputs: Sequence[tuple[str, nn.Module, Any]], size: torch.Size) -> dict[str, Tensor]:
+def _default(calls: Sequence[_Call], size: torch.Size) -> dict[str, Tensor]:
     """The last feature map of stride 4 to 8, else the last one."""
-    calls = Counter(name for name, _, _ in outputs)
+    times = Counter(call.name for call in calls)
+    strides = [(_stride(call.inside, size), _stride(call.output, size)) for call in calls]
+    # What is within a block that goes from a fitting stride to a coarser one is a part of its branches only; what
+    # goes into the block is the whole.
+    beyond = tuple(
+        f"{call.name}."
+        for call, (before, after) in zip(calls, strides, strict=True)
+        if _fits(before) and after is not None and after > _STRIDES[1]
+    )
     maps, fine = {}, {}
-    for name, module, output in outputs:
-        if calls[name] > 1 or not isinstance(output, Tensor) or output.ndim != 4 or not output.requires_grad:
+    for call, (before, after) in zip(calls, strides, strict=True):
+        # A vision transformer's patches have not been looked at yet, and its attention is no map.
+        if before is None or after is None or _is_patches(call.module) or isinstance(call.module, nn.Dropout):
             continue
-        high, wide = output.shape[-2:]
-        strides = size[0] / high, size[1] / wide
-        # Channels-last tensors are no feature maps for us, pooled features have no place, and a vision transformer's
-        # patches are not yet looked at.
-        same = abs(size[0] / strides[1] - high) <= 1 and abs(size[1] / strides[0] - wide) <= 1
-        if not same or high * wide == 1 or _is_patches(module):
-            continue
-        maps = {name: output}
-        # Strides are rounded: unpadded convolutions lose a few pixels at the rim.
-        if _STRIDES[0] <= round(min(strides)) and round(max(strides)) <= _STRIDES[1]:
-            fine = {name: output}
+        if times[call.name] == 1 and call.output.requires_grad:
+            maps = {call.name: call.output}
+            if _fits(after) and not call.name.startswith(beyond):
+                fine = {call.name: call.output}
     if not maps:
         raise ValueError(
             "the classifier has no convolutional feature map to explain; for a vision transformer use "
             "method='rollout', for others a source that needs no classifier: masks, boxes, points or the centre prior"
         )
     return fine or maps
+
+
+def _stride(value: Any, size: torch.Size) -> int | None:
+    """Pixels of the picture for one of a feature map, rounded; ``None`` for what is no feature map."""
+    if not isinstance(value, Tensor) or value.ndim != 4:
+        return None
+    high, wide = value.shape[-2:]
+    # Channels-last tensors have other sides than the picture; what is pooled to one place has none.
+    if high * wide == 1 or abs(size[0] * wide / size[1] - high) > 1 or abs(size[1] * high / size[0] - wide) > 1:
+        return None
+    # Rounded down: unpadded convolutions lose a few pixels at the rim.
+    return int(max(size[0] / high, size[1] / wide))
+
+
+def _fits(stride: int | None) -> bool:
+    return stride is not None and _STRIDES[0] <= stride <= _STRIDES[1]
 
 
 def _is_patches(module: nn.Module) -> bool:
@@ -374,10 +407,10 @@ def _names(classifier: nn.Module, layer: Any) -> list[str]:
     """Dotted names of layers, which stay right when the classifier is copied."""
     layers = [] if layer is None else [layer] if isinstance(layer, nn.Module | str) else list(layer)
     known = dict(classifier.named_modules())
-    names = []
+    names: list[str] = []
     for one in layers:
         name = one if isinstance(one, str) else next((name for name, module in known.items() if module is one), None)
-        if name not in known:
+        if name is None or name not in known:
             there = [name for name in known if name]
             raise ValueError(f"the classifier has no layer {one!r:.80}; some that it has: {there[:12]}")
         names.append(name)

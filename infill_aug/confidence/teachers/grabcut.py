@@ -26,14 +26,76 @@ _DISC = 0.03
 _NEAR = 0.25
 
 
+def grab_cut(
+    picture: Tensor,
+    *,
+    background: Tensor | None = None,
+    foreground: Tensor | None = None,
+    likely: Tensor | None = None,
+    iterations: int = 4,
+) -> Tensor:
+    """GrabCut (Rother, Kolmogorov and Blake, 2004): object and background told apart by colour, from a first guess.
+
+    The colours are clustered from the same random start in every call: OpenCV's generator is seeded for it.
+
+    Args:
+        picture: ``(3, h, w)`` floating point in 0..1 on the CPU.
+        background: ``(h, w)`` bool, surely background; ``None``: nowhere.
+        foreground: ``(h, w)`` bool, surely object; ``None``: nowhere.
+        likely: ``(h, w)`` bool, object at first, may turn out to be background; the rest may turn out to be object.
+        iterations: cuts, each with the colours that the one before found, 1 or more.
+
+    Returns:
+        ``(h, w)`` float32 in 0..1: share of the cuts that a pixel survives. The first guess where nothing can be cut,
+        as where one side has no pixels to learn colours from.
+
+    Raises:
+        ImportError: OpenCV is missing.
+
+    Example:
+        >>> import torch
+        >>> picture = torch.zeros(3, 20, 20)
+        >>> picture[:, 5:15, 5:15] = 1
+        >>> likely = torch.zeros(20, 20, dtype=torch.bool)
+        >>> likely[2:18, 2:18] = True
+        >>> grab_cut(picture, background=~likely, likely=likely).sum().item()
+        100.0
+    """
+    cv2 = _opencv()
+    pixels = np.ascontiguousarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    labels = np.full(pixels.shape[:2], cv2.GC_PR_BGD, np.uint8)
+    for where, kind in ((likely, cv2.GC_PR_FGD), (background, cv2.GC_BGD), (foreground, cv2.GC_FGD)):
+        if where is not None:
+            labels[where.numpy()] = kind
+    first = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
+    found, colours = np.zeros_like(first), (np.zeros((1, 65)), np.zeros((1, 65)))
+    cv2.setRNGSeed(0)
+    try:
+        for i in range(iterations):
+            cv2.grabCut(pixels, labels, None, *colours, 1, cv2.GC_EVAL if i else cv2.GC_INIT_WITH_MASK)
+            found += np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
+    except cv2.error:
+        return torch.from_numpy(first)
+    return torch.from_numpy(found / iterations)
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError("GrabCut needs OpenCV: pip install 'infill-aug[opencv]'") from error
+    return cv2
+
+
 class GrabCutConfidence(NetworkConfidence):
     """Confidence from GrabCut (Rother, Kolmogorov and Blake, 2004): boxes or points become the shape of the object.
 
     Outside of all boxes is background; what inside is the object is told by colour. A point is surely object, and so
     are, at first, its surroundings (a quarter of ``sqrt(H * W)``), from where the object may grow or shrink. The cut is
     repeated at two scales, and confidence is the share of the cuts that a pixel survives. A box, or the surroundings of
-    a point, in which no object is found counts as a whole; boxes that cover the picture get a centre prior; a picture without boxes or points gets full confidence everywhere: with nothing known of
-    its object, nothing of it may be regenerated. No network, no weights, and the same map in any batch and process.
+    a point, in which no object is found counts as a whole; boxes that cover the picture get a centre prior; a picture
+    without boxes or points gets full confidence everywhere: with nothing known of its object, nothing of it may be
+    regenerated. No network, no weights, and the same map in any batch and process.
 
     Args:
         key: where the boxes ``(N, 4)`` or points ``(N, 2)`` are in the target; ``None``: a ``BoundingBoxes`` or what is
@@ -68,10 +130,7 @@ class GrabCutConfidence(NetworkConfidence):
         iterations: int = 4,
         **grading: Any,
     ) -> None:
-        try:
-            import cv2  # noqa: F401 - fail here, with the remedy, not in the middle of a build
-        except ImportError as error:
-            raise ImportError("GrabCutConfidence needs OpenCV: pip install 'infill-aug[opencv]'") from error
+        _opencv()  # fail here, with the remedy, not in the middle of a build
         super().__init__(**grading)
         if side < 16:
             raise ValueError(f"side must be 16 pixels or more, got {side}")
@@ -119,14 +178,18 @@ class GrabCutConfidence(NetworkConfidence):
             return small.new_ones(1, 1, height, width)
         if inside.float().mean() > _MOST:
             return centre_prior(height, width) * inside
-        found = []
+        cuts = []
         for scale in (1, 2):
             scaled = _shrink(small, max(1, max(height, width) // scale))
-            scaled_regions = _regions(prompt, picture.shape[-2:], scaled.shape[-2:])
-            cut = _cuts(scaled, *scaled_regions, bool(prompt.get("boxes")), self.iterations)
-            if cut is not None:
-                found.append(nnf.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False))
-        cut = torch.stack(found).mean(dim=0) if found else small.new_zeros(1, 1, height, width)
+            where, surely = _regions(prompt, picture.shape[-2:], scaled.shape[-2:])
+            likely = where.any(dim=0)
+            # Around boxes is background for sure; around points alone, only probably.
+            rest = ~likely if prompt.get("boxes") else None
+            found = grab_cut(scaled[0], background=rest, foreground=surely, likely=likely, iterations=self.iterations)
+            cuts.append(nnf.interpolate(found[None, None], size=(height, width), mode="bilinear", align_corners=False))
+        cut = torch.stack(cuts).mean(dim=0)
+        if prompt.get("boxes"):  # coarse pixels reach over the rim of a box
+            cut = cut * inside
         for region in regions:
             if cut[0, 0][region].mean() < _LEAST:
                 cut[0, 0][region] = 1.0
@@ -155,26 +218,3 @@ def _regions(
     discs = point_discs(points, _DISC * (height * width) ** 0.5, height, width)[0]
     regions = torch.cat([*boxes, *near, torch.zeros(0, height, width, dtype=torch.bool)])
     return regions[regions.flatten(1).any(dim=1)], discs
-
-
-def _cuts(picture: Tensor, regions: Tensor, discs: Tensor, sure: bool, iterations: int) -> Tensor | None:
-    """``(1, 1, h, w)`` share of the cuts, or ``None`` where OpenCV finds none."""
-    import cv2
-
-    pixels = np.ascontiguousarray((picture[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    # Around boxes is background for sure; around points alone, only probably.
-    rest = cv2.GC_BGD if sure else cv2.GC_PR_BGD
-    labels = np.where(regions.any(dim=0).numpy(), cv2.GC_PR_FGD, rest).astype(np.uint8)
-    labels[discs.numpy()] = cv2.GC_FGD
-    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-    # Colours are clustered from a random start, which must not depend on what was cut before.
-    cv2.setRNGSeed(0)
-    found = np.zeros(labels.shape, np.float32)
-    try:
-        for i in range(iterations):
-            mode = cv2.GC_EVAL if i else cv2.GC_INIT_WITH_MASK
-            cv2.grabCut(pixels, labels, None, background, foreground, 1, mode)
-            found += (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    except cv2.error:  # as where one side has too few pixels to learn colours from
-        return None
-    return torch.from_numpy(found / iterations)[None, None]
