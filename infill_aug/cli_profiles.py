@@ -110,8 +110,8 @@ def _list(options: Any) -> int:
 
 
 def _quality(quality: dict[str, Any] | None) -> str:
-    if not quality:
-        return "not measured"
+    if not quality or "ap" not in quality["scores"]:
+        return "not measured against masks"
     verdict = "" if quality["passes"] else ", NOT BETTER THAN THE CENTRE"
     return f"AP {quality['scores']['ap']:.2f} (centre {quality['centre']['ap']:.2f}{verdict})"
 
@@ -155,7 +155,7 @@ def _train(options: Any) -> int:
         limit=options.limit,
         seed=options.seed,
         device=options.device,
-        **({"start": None} if options.scratch else {}),
+        start=None if options.scratch else "base",
     )
     print(f"{learned.quality}\n\n{learned.quality.verdict}")
     print(f"\n{learned.seconds:.0f} s; the profile is {learned.folder / profile.name}.yaml: use it as --profile, or in")

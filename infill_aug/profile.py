@@ -25,19 +25,19 @@ class TaskProfile:
         source: ``"mask"``, ``"boxes"`` or ``"points"`` (labels of those kinds), ``"centre"`` (a centre prior),
             ``"estimator"`` (the small network with ``weights``) or ``"teacher"`` (a large network, ``teacher``).
         source_options: arguments of that source, see ``infill_aug.confidence``.
-        weights: of the estimator: name of bundled weights, or path of a ``.safetensors`` file, relative to the profile's
-            own file.
-        input_size: side in pixels of the square at which the estimator looks at a picture, 32..512, a multiple of 16.
-        class_weights: confidence 0..1 of the teacher's classes, by name; classes that are left out do not matter.
-        teacher: the large network that the estimator learns from: its ``name``, see ``list_teachers()``, and options.
         falloff: reach of the graded ring around what matters, as a share of ``sqrt(H * W)``, 0..2; 0 is a hard edge.
-        edges: how much an edge of the picture holds that ring back, 0 or more; 0 grades by distance alone.
         threshold: where training starts, 0..1; higher masks more.
         bounds: lowest and highest threshold that the feedback may reach.
         mode: ``"quantile"``: the threshold is the share of pixels to mask; ``"absolute"``: it is a confidence.
         protect_above: confidence, 0..1, above which a pixel is never masked, whatever the threshold.
         clean: radius in pixels of the specks that are removed from a mask; 0 leaves masks as they are.
         description: one line for people.
+        weights: of the estimator: name of bundled weights, or path of a ``.safetensors`` file, relative to the
+            profile's own file.
+        input_size: side in pixels of the square at which the estimator looks at a picture, 32..512, a multiple of 16.
+        class_weights: confidence 0..1 of the teacher's classes, by name; classes that are left out do not matter.
+        teacher: the large network that the estimator learns from: its ``name``, see ``list_teachers()``, and options.
+        edges: how much an edge of the picture holds the ring back, 0 or more; 0 grades by distance alone.
 
     Raises:
         ValueError: a field that is unknown, of a wrong type or out of range; the message names it.
@@ -50,18 +50,18 @@ class TaskProfile:
     name: str
     source: str = "centre"
     source_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    weights: str | None = None
-    input_size: int = 128
-    class_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
-    teacher: Mapping[str, Any] | None = field(default=None, hash=False)
     falloff: float = 0.2
-    edges: float = 0.0
     threshold: float = 0.5
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: ThresholdMode = "quantile"
     protect_above: float = 0.95
     clean: int = 1
     description: str = ""
+    weights: str | None = None
+    input_size: int = 112
+    class_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
+    teacher: Mapping[str, Any] | None = field(default=None, hash=False)
+    edges: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -110,7 +110,9 @@ class TaskProfile:
         if self.teacher is not None and not isinstance(self.teacher.get("name"), str):
             raise ValueError(f"profile {self.name!r}: 'teacher' must say its 'name', got {self.teacher!r}")
         if self.source == "teacher" and self.teacher is None:
-            raise ValueError(f"profile {self.name!r}: source 'teacher' needs the field 'teacher', such as {{name: ...}}")
+            raise ValueError(
+                f"profile {self.name!r}: source 'teacher' needs the field 'teacher', such as {{name: ...}}"
+            )
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | TaskProfile) -> TaskProfile:

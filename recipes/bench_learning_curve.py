@@ -22,16 +22,11 @@ from infill_aug.confidence import EstimatorConfidence, MaskConfidence
 from infill_aug.confidence.estimator import ConfidenceEstimator, weights_path
 from infill_aug.confidence.evaluation import evaluate_confidence
 from infill_aug.confidence.folders import MaskFolder
-from infill_aug.confidence.training import TrainingSet, read_training_set
+from infill_aug.confidence.training import read_training_set
 from infill_aug.lit.estimator import fit_estimator
 
 METRICS = ("iou", "ap", "max_f", "mae")
 TRUTH = MaskConfidence("mask", falloff=0.0)
-
-
-def part(data: TrainingSet, indices: slice) -> TrainingSet:
-    """Some of the pictures."""
-    return TrainingSet(data.images[indices], data.targets[indices], data.known[indices])
 
 
 def main() -> None:
@@ -42,7 +37,7 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=[50, 100, 200, 400])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--starts", nargs="+", default=["scratch", "base"], help="scratch, or names of weights")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--json", help="write every figure to this file")
     options = parser.parse_args()
@@ -62,19 +57,16 @@ def main() -> None:
                 # A tenth of the masks chooses the checkpoint and the temperature, and is not trained with.
                 held = max(8, count // 10)
                 started = time.perf_counter()
-                estimator = fit_estimator(
-                    begin,
-                    part(training, slice(held, count)),
-                    part(training, slice(held)),
-                    steps=options.steps,
-                    seed=seed,
-                    progress=False,
-                )
+                parts = (training.take(slice(held, count)), training.take(slice(held)))
+                estimator = fit_estimator(begin, *parts, steps=options.steps, seed=seed, progress=False)
                 seconds = time.perf_counter() - started
                 report = evaluate_confidence(EstimatorConfidence(estimator), test, TRUTH, progress=False)
                 row = {"start": start, "masks": count, "seed": seed, "seconds": seconds, **report.scores}
                 results.append(row)
-                print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+                print(
+                    " ".join(f"{key}={value:.3g}" if key != "start" else start for key, value in row.items()),
+                    flush=True,
+                )
     print(
         f"\n{len(test)} pictures to test, {options.steps} steps of 16 at {options.size} px, seeds {options.seeds}; "
         f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {datetime.date.today()}\n"

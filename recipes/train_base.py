@@ -1,7 +1,6 @@
 """Train the bundled weights: one small trunk with the heads ``salient_object`` and ``pets``.
 
-    python recipes/train_base.py --pets FOLDER --more-pets FOLDER --backgrounds FOLDER --coco FOLDER \
-        --salient-images FOLDER --salient-masks FOLDER
+    python recipes/train_base.py --pets F --more-pets F --backgrounds F --coco F --salient-images F --salient-masks F
 
 Folders: Oxford-IIIT Pet with trimaps (``oxford-iiit-pet`` inside), the same without trimaps, CC0 photographs without
 pets, COCO with annotations (its CC BY pictures are used), and, only to measure, pictures with masks of salient objects.
@@ -9,7 +8,6 @@ pets, COCO with annotations (its CC BY pictures are used), and, only to measure,
 
 import argparse
 import datetime
-import json
 import time
 from pathlib import Path
 
@@ -39,6 +37,12 @@ def both_heads(part: TrainingSet, is_pet: torch.Tensor) -> TrainingSet:
     return TrainingSet(part.images, targets, BOTH[None].expand(len(part), -1))
 
 
+def split(part: TrainingSet, count: int, draw: torch.Generator) -> tuple[TrainingSet, TrainingSet]:
+    """All but ``count`` pictures, and those."""
+    order = torch.randperm(len(part), generator=draw)
+    return part.take(order[count:]), part.take(order[:count])
+
+
 def crops(folder: str, size: int, each: int) -> torch.Tensor:
     """Random crops of large photographs."""
     crop = v2.RandomResizedCrop(size, scale=(0.02, 1.0), ratio=(0.7, 1.4), antialias=True)
@@ -49,11 +53,10 @@ def crops(folder: str, size: int, each: int) -> torch.Tensor:
 def coco_objects(folder: Path, size: int) -> tuple[TrainingSet, TrainingSet]:
     """CC BY pictures with all their objects, and the same with one object each, to cut out."""
     files = folder / "annotations"
+    wanted = {"licenses": CC_BY, "min_area": 0.02}
     sets = [
-        CocoObjects(folder / "train2017", files / "instances_train2017.json", licenses=CC_BY, min_area=0.02),
-        CocoObjects(
-            folder / "val2017", files / "panoptic_val2017.json", folder / "panoptic_val2017", licenses=CC_BY, min_area=0.02
-        ),
+        CocoObjects(folder / "train2017", files / "instances_train2017.json", **wanted),
+        CocoObjects(folder / "val2017", files / "panoptic_val2017.json", folder / "panoptic_val2017", **wanted),
     ]
     whole, single, pet, single_pet = [], [], [], []
     for picture, target in (sample for one in sets for sample in one):
@@ -72,8 +75,7 @@ def pets_sets(options: argparse.Namespace, size: int) -> tuple[TrainingSet, Trai
     kinds = ["category", "segmentation"]
     trained, test = (OxfordIIITPet(options.pets, split, kinds) for split in ("trainval", "test"))
     labelled = read_training_set(trained, TRIMAP, size)
-    order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
-    parts = [TrainingSet(labelled.images[i], labelled.targets[i], labelled.known[i]) for i in (order[40:], order[:40])]
+    parts = split(labelled, 40, torch.Generator().manual_seed(0))
     teacher = fit_estimator(ConfidenceEstimator(("pets",), size), *parts, steps=options.steps // 4)
     seen = {path.stem for path in test._images}
     more = [
@@ -100,30 +102,29 @@ def main() -> None:
     scenes = crops(options.backgrounds, size, 40)
     labelled, more, test = pets_sets(options, size)
     coco, objects = coco_objects(Path(options.coco), size)
-    pets = both_heads(labelled, torch.ones(len(labelled), dtype=torch.bool))
-    cats = both_heads(more, torch.ones(len(more), dtype=torch.bool))
+    pets, cats = (both_heads(part, torch.ones(len(part), dtype=torch.bool)) for part in (labelled, more))
+    (pets, held_pets), (cats, held_cats), (coco, held_coco) = (
+        split(part, count, draw) for part, count in ((pets, 40), (cats, 60), (coco, 5))
+    )
     # Real pictures outweigh made-up ones: those teach that things differ from what is behind them, not how they look.
-    everything = TrainingSet.join(
+    training = TrainingSet.join(
         [pets] * 4 + [cats] + [coco] * 4
         + [paste_objects(pets, scenes, 400, draw), paste_objects(objects, scenes, 500, draw)]
         + [paste_shapes(scenes, 300, draw, BOTH), empty(scenes[::2], PETS)]
     )  # fmt: skip
-    order = torch.randperm(len(everything), generator=draw)
-    parts = [
-        TrainingSet(everything.images[i], everything.targets[i], everything.known[i]) for i in (order[300:], order[:300])
-    ]
-    estimator = fit_estimator(ConfidenceEstimator(HEADS, size), *parts, steps=options.steps, batch_size=32)
-    for head, data, truth in (
-        ("pets", test, TRIMAP),
-        ("salient_object", MaskFolder(options.salient_images, options.salient_masks), MaskConfidence("mask", falloff=0.0)),
-    ):
+    made = [paste_objects(held_pets, scenes, 40, draw), paste_shapes(scenes, 30, draw, BOTH)]
+    held = TrainingSet.join([held_pets, held_cats, held_coco, *made])
+    estimator = fit_estimator(ConfidenceEstimator(HEADS, size), training, held, steps=options.steps, batch_size=32)
+    salient = MaskFolder(options.salient_images, options.salient_masks)
+    masks = MaskConfidence("mask", falloff=0.0)
+    for head, data, truth in (("pets", test, TRIMAP), ("salient_object", salient, masks)):
         estimator.head = head
         report = evaluate_confidence(EstimatorConfidence(estimator), data, truth)
         estimator.quality[head] = report.to_dict()
         print(f"\n{head}\n{report}")
-    notes = {"seed": 0, "steps": options.steps, "pictures": len(everything), "date": datetime.date.today().isoformat()}
+    notes = {"seed": 0, "steps": options.steps, "pictures": len(training), "date": str(datetime.date.today())}
     estimator.save(options.output, **notes, seconds=round(time.perf_counter() - started))
-    print(json.dumps(notes), f"{time.perf_counter() - started:.0f} s, {options.output}")
+    print(f"{notes}, {options.output}")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def main(cfg: DictConfig) -> float:
         accelerator=cfg.accelerator,
         logger=loggers or False,
     )
-    print(f"\n{learned.quality}\n\n{learned.seconds:.0f} s; {learned.folder / 'report.md'}")
-    return learned.quality.scores["ap"]
+    print(f"\n{learned.quality}\n\n{learned.quality.verdict}\n{learned.seconds:.0f} s; {learned.folder / 'report.md'}")
+    return learned.quality.scores.get("ap", float("nan"))
 
 
 if __name__ == "__main__":

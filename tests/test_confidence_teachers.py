@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 from torchvision.models import get_model
 
 from infill_aug.confidence.network import NetworkConfidence
-from infill_aug.confidence.teachers import frame, list_teachers, load_teacher, prepare
+from infill_aug.confidence.teachers import list_teachers, load_teacher
+from infill_aug.confidence.teachers._shared import frame, prepare
 from infill_aug.confidence.teachers.prompted import PromptedConfidence
 from infill_aug.confidence.teachers.saliency import SaliencyConfidence
 from infill_aug.confidence.teachers.semantic import SemanticConfidence

@@ -9,8 +9,8 @@ import pytest
 import infill_aug
 
 PACKAGE = Path(infill_aug.__file__).parent
-HEAVY = ("diffusers", "transformers", "lightning", "hydra", "gradio", "ray", "openai", "cv2", "matplotlib", "sklearn", "onnx",
-         "onnxruntime")
+HEAVY = ("diffusers", "transformers", "lightning", "hydra", "gradio", "ray", "openai", "cv2", "matplotlib", "sklearn")
+HEAVY += ("onnx", "onnxruntime")
 
 # Each block may import from itself and from the blocks above it.
 ORDER = [

@@ -110,7 +110,10 @@ class ConfidenceEstimator(nn.Module):
         """
         _check_images(images)
         head = self.heads.index(self.head)
-        logits = self.logits(_resize(images, self.input_size))[:, head : head + 1] / self.temperature[head]
+        features = self.trunk(_resize(images, self.input_size).to(self.logit.weight.dtype))
+        # One head alone: its scores do not depend, even in rounding, on how many others there are.
+        weight, bias = self.logit.weight[head : head + 1], self.logit.bias[head : head + 1]  # type: ignore[index]
+        logits = nnf.conv2d(features, weight, bias) / self.temperature[head]
         # Logits are up-sampled, not probabilities: the edge between two pixels then lies where they balance.
         logits = nnf.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
         return logits.sigmoid().to(images.dtype)

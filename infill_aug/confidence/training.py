@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
@@ -21,7 +22,7 @@ _READ = 64
 
 
 @dataclass(frozen=True)
-class TrainingSet:
+class TrainingSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Pictures with what of them matters, for one or more heads.
 
     Args:
@@ -39,6 +40,10 @@ class TrainingSet:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.images[index], self.targets[index], self.known[index]
+
+    def take(self, indices: Sequence[int] | Tensor | slice) -> TrainingSet:
+        """Some of the pictures."""
+        return TrainingSet(self.images[indices], self.targets[indices], self.known[indices])
 
     def widen(self, heads: int, head: int) -> TrainingSet:
         """The same pictures for an estimator with more heads: this set's one head becomes ``head`` of ``heads``.

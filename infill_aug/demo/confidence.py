@@ -9,8 +9,13 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from infill_aug.confidence import CentreConfidence, ConfidenceSource, EstimatorConfidence, MaskConfidence
-from infill_aug.confidence import source_from_profile
+from infill_aug.confidence import (
+    CentreConfidence,
+    ConfidenceSource,
+    EstimatorConfidence,
+    MaskConfidence,
+    source_from_profile,
+)
 from infill_aug.confidence.teachers.cam import CamConfidence
 from infill_aug.confidence.teachers.snapped import SnappedConfidence
 from infill_aug.demo.arms import NORMALIZE, DemoDataModule, fit_classifier, geometry
@@ -44,7 +49,9 @@ def demo_confidence(config: DemoConfig, data: DemoData, folder: Path) -> tuple[C
         try:
             return source_from_profile(TaskProfile.load(kind)), f"profile {kind}"
         except FileNotFoundError as error:
-            raise ValueError(f"confidence must be one of {CONFIDENCE} or a task profile, got {kind!r}: {error}") from error
+            raise ValueError(
+                f"confidence must be one of {CONFIDENCE} or a task profile, got {kind!r}: {error}"
+            ) from error
     truth = MaskConfidence(key="mask", falloff=0.0) if data.train.masks is not None else None
     if kind == "masks":
         if truth is None:

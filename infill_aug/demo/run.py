@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from infill_aug.cache.build import BuildReport, build_cache
 from infill_aug.cache.store import InfillStore
-from infill_aug.datasets import InfillDataset
 from infill_aug.confidence.sources import ConfidenceSource
+from infill_aug.datasets import InfillDataset
 from infill_aug.demo.arms import ARMS, INFILL_ARMS, ArmResult, train_arm
 from infill_aug.demo.confidence import demo_confidence
 from infill_aug.demo.config import DATA, DemoConfig

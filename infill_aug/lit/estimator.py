@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -62,6 +62,11 @@ class EstimatorModule(pl.LightningModule):
         # Few steps and a high rate leave noise in the weights; their moving average is what is validated and kept.
         self.average = AveragedModel(estimator, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
 
+    @property
+    def averaged(self) -> ConfidenceEstimator:
+        """The estimator with averaged weights: what is validated and kept."""
+        return cast(ConfidenceEstimator, self.average.module)
+
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Loss of one augmented batch."""
         images, targets, known = batch
@@ -89,7 +94,7 @@ class EstimatorModule(pl.LightningModule):
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Average precision of each picture, over the heads that it knows."""
         images, targets, known = batch
-        logits = self.average.module.logits(images.float() / 255)
+        logits = self.averaged.logits(images.float() / 255)
         found = nnf.interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
         truth = targets > 127
         each = average_precision(found.flatten(0, 1)[:, None], truth.flatten(0, 1)[:, None])
@@ -158,11 +163,13 @@ def fit_estimator(
         if not len(part):
             raise ValueError(f"the {name} set is empty")
         if part.targets.shape[1] != len(estimator.heads):
-            raise ValueError(f"{len(estimator.heads)} heads, but the {name} targets have {part.targets.shape[1]} channels")
+            raise ValueError(
+                f"{len(estimator.heads)} heads, but the {name} targets have {part.targets.shape[1]} channels"
+            )
     pl.seed_everything(seed, verbose=False)
     trained = estimator.with_heads(estimator.heads)
     # Calibration comes last; until then logits are what they are.
-    trained.temperature.fill_(1.0)
+    torch.nn.init.ones_(trained.temperature)
     module = EstimatorModule(
         trained.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         steps,
@@ -172,8 +179,8 @@ def fit_estimator(
     )
     size = min(batch_size, len(training))
     order = torch.Generator().manual_seed(seed)
-    loader = DataLoader(training, batch_size=size, shuffle=True, drop_last=True, generator=order)
-    held = DataLoader(validation, batch_size=64)
+    loader: DataLoader[Any] = DataLoader(training, batch_size=size, shuffle=True, drop_last=True, generator=order)
+    held: DataLoader[Any] = DataLoader(validation, batch_size=64)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         # Pictures are in memory: workers would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -201,8 +208,10 @@ def fit_estimator(
         finally:
             quiet.setLevel(level)
         if best.best_model_path:
-            module.load_state_dict(torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"])
-    fitted = module.average.module.cpu()
+            module.load_state_dict(
+                torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
+            )
+    fitted = module.averaged.cpu()
     result = fitted.with_heads(fitted.heads).eval()
     _calibrate(result, validation)
     return result
@@ -211,7 +220,7 @@ def fit_estimator(
 @torch.inference_mode()
 def _calibrate(estimator: ConfidenceEstimator, validation: TrainingSet) -> None:
     logits = torch.cat([estimator.logits(chunk.float() / 255) for chunk in validation.images.split(64)])
-    targets = nnf.adaptive_avg_pool2d(validation.targets.float() / 255, logits.shape[-2:])
+    targets = nnf.adaptive_avg_pool2d(validation.targets.float() / 255, (logits.shape[-2], logits.shape[-1]))
     for head in range(len(estimator.heads)):
         rows = validation.known[:, head]
         if rows.any():

@@ -126,7 +126,7 @@ def learn_profile(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     estimator.quality[estimator.head] = quality.to_dict()
-    notes = {
+    notes: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "seed": seed,
         "steps": steps,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from infill_aug.confidence.estimator import weights_digest
 from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.confidence.sources import Key
-from infill_aug.confidence.teachers import logits_of
+from infill_aug.confidence.teachers._shared import logits_of
 from infill_aug.functional.masking import evaluating
 from infill_aug.samples import label_of, pick
 
@@ -366,9 +366,9 @@ def _default(calls: Sequence[_Call], size: torch.Size) -> dict[str, Tensor]:
         if _fits(before) and after is not None and after > _STRIDES[1]
     )
     maps, fine = {}, {}
-    for call, (before, after) in zip(calls, strides, strict=True):
+    for call, (_, after) in zip(calls, strides, strict=True):
         # A vision transformer's patches have not been looked at yet, and its attention is no map.
-        if before is None or after is None or _is_patches(call.module) or isinstance(call.module, nn.Dropout):
+        if call.inside is None or after is None or _is_patches(call.module) or isinstance(call.module, nn.Dropout):
             continue
         if times[call.name] == 1 and call.output.requires_grad:
             maps = {call.name: call.output}

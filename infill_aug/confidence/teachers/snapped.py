@@ -60,11 +60,15 @@ class SnappedConfidence(NetworkConfidence):
     def score(self, images: Tensor, prompts: Sequence[Any]) -> Tensor:
         """Cut-out of each picture, its edge softened."""
         size = (_SIDE, _SIDE)
-        coarse = nnf.interpolate(self.source.score(images, prompts).float(), size=size, mode="bilinear", align_corners=False)
+        coarse = nnf.interpolate(
+            self.source.score(images, prompts).float(), size=size, mode="bilinear", align_corners=False
+        )
         smooth = nnf.avg_pool2d(coarse, 13, stride=1, padding=6, count_include_pad=False).clamp(1e-4, 1)
-        prior = smooth**(1 - self.centre) * centre_prior(*size).to(smooth) ** self.centre
+        prior = smooth ** (1 - self.centre) * centre_prior(*size).to(smooth) ** self.centre
         pictures = nnf.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        cut = torch.stack([self._cut(picture, one[0]) for picture, one in zip(pictures.cpu(), prior.cpu(), strict=True)])
+        cut = torch.stack(
+            [self._cut(picture, one[0]) for picture, one in zip(pictures.cpu(), prior.cpu(), strict=True)]
+        )
         return nnf.avg_pool2d(cut, 5, stride=1, padding=2, count_include_pad=False).to(images.device)
 
     @staticmethod
