@@ -18,10 +18,19 @@ if TYPE_CHECKING:
     from infill_aug.cache.reader import InfillMissError as InfillMissError
     from infill_aug.cache.store import InfillStore as InfillStore
     from infill_aug.cache.store import InfillStoreError as InfillStoreError
+    from infill_aug.confidence.estimator import ConfidenceEstimator as ConfidenceEstimator
+    from infill_aug.confidence.estimator import EstimatorConfidence as EstimatorConfidence
+    from infill_aug.confidence.evaluation import QualityReport as QualityReport
+    from infill_aug.confidence.evaluation import evaluate_confidence as evaluate_confidence
+    from infill_aug.confidence.from_profile import source_from_profile as source_from_profile
+    from infill_aug.confidence.network import NetworkConfidence as NetworkConfidence
+    from infill_aug.confidence.points import PointConfidence as PointConfidence
     from infill_aug.confidence.sources import BoxConfidence as BoxConfidence
     from infill_aug.confidence.sources import CallableConfidence as CallableConfidence
     from infill_aug.confidence.sources import CentreConfidence as CentreConfidence
     from infill_aug.confidence.sources import MaskConfidence as MaskConfidence
+    from infill_aug.confidence.teachers import list_teachers as list_teachers
+    from infill_aug.confidence.teachers import load_teacher as load_teacher
     from infill_aug.datasets import InfillDataset as InfillDataset
     from infill_aug.descriptor import TaskDescriptor as TaskDescriptor
     from infill_aug.dynamic_mask import DynamicMask as DynamicMask
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
     from infill_aug.infill.backend import PartialInfillError as PartialInfillError
     from infill_aug.lit.callback import AdaptiveThreshold as AdaptiveThreshold
     from infill_aug.lit.datamodule import InfillDataModule as InfillDataModule
+    from infill_aug.lit.learn import LearnedProfile as LearnedProfile
+    from infill_aug.lit.learn import learn_profile as learn_profile
     from infill_aug.process import ProcessedImage as ProcessedImage
     from infill_aug.process import process_image as process_image
     from infill_aug.profile import TaskProfile as TaskProfile
@@ -51,8 +62,10 @@ _CONTENTS = {
     "BuildReport": "cache.build",
     "CallableConfidence": "confidence.sources",
     "CentreConfidence": "confidence.sources",
+    "ConfidenceEstimator": "confidence.estimator",
     "ConfidenceMap": "types",
     "DynamicMask": "dynamic_mask",
+    "EstimatorConfidence": "confidence.estimator",
     "InfillAugment": "batch",
     "InfillBackend": "infill.backend",
     "InfillDataModule": "lit.datamodule",
@@ -62,21 +75,30 @@ _CONTENTS = {
     "InfillStore": "cache.store",
     "InfillStoreError": "cache.store",
     "InfillTransform": "transforms",
+    "LearnedProfile": "lit.learn",
     "MaskConfidence": "confidence.sources",
     "ModelConfig": "infill.backend",
+    "NetworkConfidence": "confidence.network",
     "PartialInfillError": "infill.backend",
+    "PointConfidence": "confidence.points",
     "ProcessedImage": "process",
     "ProportionalLaw": "threshold",
+    "QualityReport": "confidence.evaluation",
     "TaskDescriptor": "descriptor",
     "TaskProfile": "profile",
     "ThresholdState": "threshold",
     "Variation": "variation",
     "build_cache": "cache.build",
+    "evaluate_confidence": "confidence.evaluation",
     "generate_dynamic_mask": "dynamic_mask",
+    "learn_profile": "lit.learn",
     "list_backends": "infill",
     "list_profiles": "profile",
+    "list_teachers": "confidence.teachers",
     "load_backend": "infill",
+    "load_teacher": "confidence.teachers",
     "process_image": "process",
+    "source_from_profile": "confidence.from_profile",
 }
 
 __all__ = ["__version__", *sorted(_CONTENTS)]

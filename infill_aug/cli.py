@@ -213,7 +213,10 @@ def _doctor(options: Any) -> int:
         "cv2": "backend telea (infill-aug[opencv])",
         "lightning": "InfillDataModule, AdaptiveThreshold (infill-aug[lightning])",
         "hydra": "recipes and configs (infill-aug[hydra])",
-        "matplotlib": "pictures of the demo (infill-aug[demo])",
+        "transformers": "teachers semantic, saliency, prompted, text (infill-aug[teachers])",
+        "onnx": "export of the estimator (infill-aug[export])",
+        "onnxruntime": "export and INT8 of the estimator (infill-aug[export])",
+        "matplotlib": "pictures of the demo and of reports (infill-aug[demo])",
         "skimage": "photographs of the demo (infill-aug[demo])",
         "sklearn": "digits of the demo (infill-aug[demo])",
     }

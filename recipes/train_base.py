@@ -13,17 +13,15 @@ from pathlib import Path
 
 import torch
 from torchvision.datasets import OxfordIIITPet
-from torchvision.transforms import v2
 
 from infill_aug.confidence import EstimatorConfidence, MaskConfidence
 from infill_aug.confidence.coco import CocoObjects
-from infill_aug.confidence.composites import empty, paste_objects, paste_shapes
+from infill_aug.confidence.composites import empty, paste_objects, paste_shapes, random_crops
 from infill_aug.confidence.estimator import ConfidenceEstimator
 from infill_aug.confidence.evaluation import evaluate_confidence
 from infill_aug.confidence.folders import MaskFolder, PictureFolder
 from infill_aug.confidence.training import TrainingSet, read_training_set
 from infill_aug.lit.estimator import fit_estimator
-from infill_aug.samples import to_uint8_image
 
 HEADS = ("salient_object", "pets")
 BOTH, PETS = torch.tensor([True, True]), torch.tensor([False, True])
@@ -41,13 +39,6 @@ def split(part: TrainingSet, count: int, draw: torch.Generator) -> tuple[Trainin
     """All but ``count`` pictures, and those."""
     order = torch.randperm(len(part), generator=draw)
     return part.take(order[count:]), part.take(order[:count])
-
-
-def crops(folder: str, size: int, each: int) -> torch.Tensor:
-    """Random crops of large photographs."""
-    crop = v2.RandomResizedCrop(size, scale=(0.02, 1.0), ratio=(0.7, 1.4), antialias=True)
-    pictures = PictureFolder(folder)
-    return torch.stack([crop(to_uint8_image(pictures[i])) for i in range(len(pictures)) for _ in range(each)])
 
 
 def coco_objects(folder: Path, size: int) -> tuple[TrainingSet, TrainingSet]:
@@ -99,7 +90,7 @@ def main() -> None:
     options, started = parser.parse_args(), time.perf_counter()
     torch.manual_seed(0)
     draw, size = torch.Generator().manual_seed(0), options.size
-    scenes = crops(options.backgrounds, size, 40)
+    scenes = random_crops(PictureFolder(options.backgrounds), size, 40)
     labelled, more, test = pets_sets(options, size)
     coco, objects = coco_objects(Path(options.coco), size)
     pets, cats = (both_heads(part, torch.ones(len(part), dtype=torch.bool)) for part in (labelled, more))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
+from torchvision.transforms import v2
 
 from infill_aug.confidence.training import TrainingSet
 from infill_aug.functional.composite import composite
+from infill_aug.samples import to_uint8_image
 
 
 def paste_objects(
@@ -101,6 +105,29 @@ def _move(stack: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     down = middle[:, 1] - zoom * place[:, 1]
     affine = torch.stack([torch.stack([zoom * flip, zero, right], 1), torch.stack([zero, zoom, down], 1)], dim=1)
     return nnf.grid_sample(stack, nnf.affine_grid(affine, list(stack.shape), align_corners=False), align_corners=False)
+
+
+def random_crops(pictures: Any, size: int, each: int) -> Tensor:
+    """Random crops of large pictures, of any scale, as backgrounds; drawn from torch's own generator.
+
+    Args:
+        pictures: map-style, of pictures as ``to_uint8_image`` takes them.
+        size: side of the crops in pixels.
+        each: crops of each picture.
+
+    Returns:
+        ``(N, 3, size, size)`` ``uint8``.
+
+    Example:
+        >>> random_crops([torch.zeros(3, 40, 60, dtype=torch.uint8)], 16, 2).shape
+        torch.Size([2, 3, 16, 16])
+    """
+    crop = v2.RandomResizedCrop(size, scale=(0.02, 1.0), ratio=(0.7, 1.4), antialias=True)
+    crops = []
+    for i in range(len(pictures)):
+        picture = to_uint8_image(pictures[i])
+        crops += [crop(picture) for _ in range(each)]
+    return torch.stack(crops)
 
 
 def empty(images: Tensor, known: Tensor) -> TrainingSet:

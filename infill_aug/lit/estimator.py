@@ -185,6 +185,8 @@ def fit_estimator(
         # Pictures are in memory: workers would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*")
+        # Lightning calls a function of torch that is deprecated; not ours to act on.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         best = ModelCheckpoint(scratch, monitor="val_ap", mode="max", save_top_k=1, save_weights_only=True)
         quiet = logging.getLogger("lightning.pytorch")
         level = quiet.level
