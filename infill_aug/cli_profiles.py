@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def _profile(options: Any) -> Any:
         changed = json.loads(options.teacher)
     except json.JSONDecodeError as error:
         raise ValueError(f"--teacher must be JSON, got {options.teacher!r}: {error}") from error
+    if not isinstance(changed, dict):
+        raise ValueError(f"--teacher must be a JSON object, such as '{{\"checkpoint\": ...}}', got {options.teacher!r}")
     if changed:
         profile = dataclasses.replace(profile, teacher={**(profile.teacher or {}), **changed})
     return profile
@@ -103,8 +106,11 @@ def _list(options: Any) -> int:
                 teacher = (profile.teacher or {}).get("name", "your masks")
                 origin = f"estimator, no weights: learns from {teacher}"
             else:
-                estimator = ConfidenceEstimator.from_profile(profile)
-                origin = f"estimator, {_quality(estimator.quality.get(estimator.head))}"
+                try:
+                    estimator = ConfidenceEstimator.from_profile(profile)
+                    origin = f"estimator, {_quality(estimator.quality.get(estimator.head))}"
+                except FileNotFoundError:  # a checkout whose weights are not trained yet
+                    origin = f"estimator, weights {profile.weights!r} are missing"
         print(f"{name:22} {origin:58} {profile.description}")
     return 0
 
@@ -178,5 +184,6 @@ def _evaluate(options: Any) -> int:
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
         save_report(folder, profile, source, dataset, truth, quality, {"data": str(options.data)})
-        print(f"\nreport: {folder / 'report.md'}")
+        # What is printed as JSON stays JSON.
+        print(f"\nreport: {folder / 'report.md'}", file=sys.stderr if options.json else sys.stdout)
     return 0 if quality.passes else 1

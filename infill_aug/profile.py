@@ -106,7 +106,9 @@ class TaskProfile:
             raise ValueError(f"profile {self.name!r}: 'input_size' must be a multiple of 16 in 32..512, got {size!r}")
         for name, weight in self.class_weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-                raise ValueError(f"profile {self.name!r}: class weight of {name!r} must lie in 0..1, got {weight!r}")
+                raise ValueError(
+                    f"profile {self.name!r}: 'class_weights' must lie in 0..1, got {weight!r} for class {name!r}"
+                )
         if self.teacher is not None and not isinstance(self.teacher.get("name"), str):
             raise ValueError(f"profile {self.name!r}: 'teacher' must say its 'name', got {self.teacher!r}")
         if self.source == "teacher" and self.teacher is None:

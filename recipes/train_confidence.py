@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> float:
         limit=cfg.limit,
         seed=cfg.seed,
         freeze_trunk=cfg.freeze_trunk,
+        classifier=instantiate(cfg.classifier),
         device=cfg.device,
         accelerator=cfg.accelerator,
         logger=loggers or False,

@@ -10,6 +10,9 @@ from tests_support import picture
 from infill_aug import __version__
 from infill_aug.cli import main
 
+# The default profile wants trained weights; these pictures are noise.
+BUILD = ("build", "--profile", "centre_prior", "--data")
+
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -28,17 +31,17 @@ def run(*arguments, capsys):
 
 def test_build_inspect_verify_and_prune_go_together(pictures, tmp_path, capsys):
     store = tmp_path / "store"
-    status, out, _ = run("build", "--data", pictures, "--store", store, "--backend", "noise", capsys=capsys)
+    status, out, _ = run(*BUILD, pictures, "--store", store, "--backend", "noise", capsys=capsys)
     assert status == 0
     assert "6 images: 18 infills generated, 0 already there, 0 failures" in out
-    status, out, _ = run("build", "--data", pictures, "--store", store, "--backend", "noise", capsys=capsys)
+    status, out, _ = run(*BUILD, pictures, "--store", store, "--backend", "noise", capsys=capsys)
     assert "0 infills generated, 18 already there" in out
     status, out, _ = run("inspect", store, "--picture", tmp_path / "sheet.png", capsys=capsys)
     assert status == 0
     assert "backend noise" in out
     assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 10
     assert run("verify", store, capsys=capsys)[0] == 0
-    run("build", "--data", pictures, "--store", store, "--backend", "push_pull", capsys=capsys)
+    run(*BUILD, pictures, "--store", store, "--backend", "push_pull", capsys=capsys)
     status, out, _ = run("prune", store, capsys=capsys)
     assert "nothing was dropped" in out
     status, out, _ = run("prune", store, "--yes", capsys=capsys)
@@ -48,7 +51,7 @@ def test_build_inspect_verify_and_prune_go_together(pictures, tmp_path, capsys):
 
 def test_a_damaged_store_fails_verification(pictures, tmp_path, capsys):
     store = tmp_path / "store"
-    run("build", "--data", pictures, "--store", store, capsys=capsys)
+    run(*BUILD, pictures, "--store", store, capsys=capsys)
     shard = next((store / "shards").glob("*.tar"))
     content = bytearray(shard.read_bytes())
     content[600] ^= 255
@@ -57,7 +60,7 @@ def test_a_damaged_store_fails_verification(pictures, tmp_path, capsys):
 
 
 def test_a_dry_run_prints_an_estimate_and_stores_nothing(pictures, tmp_path, capsys):
-    status, out, _ = run("build", "--data", pictures, "--store", tmp_path / "s", "--dry-run", capsys=capsys)
+    status, out, _ = run(*BUILD, pictures, "--store", tmp_path / "s", "--dry-run", capsys=capsys)
     assert status == 0
     assert "6 images, 18 infills: about" in out
     assert list((tmp_path / "s" / "shards").glob("*.tar")) == []
@@ -65,7 +68,7 @@ def test_a_dry_run_prints_an_estimate_and_stores_nothing(pictures, tmp_path, cap
 
 def test_a_failure_in_the_build_is_a_failing_exit(pictures, tmp_path, capsys):
     (pictures / "class0" / "0.png").write_bytes(b"not a picture")
-    status, out, err = run("build", "--data", pictures, "--store", tmp_path / "s", capsys=capsys)
+    status, out, err = run(*BUILD, pictures, "--store", tmp_path / "s", capsys=capsys)
     assert status == 1
     assert "15 infills generated" in out
     assert "sample 0" in err
@@ -97,7 +100,7 @@ def test_without_a_command_it_prints_help(capsys):
     assert "demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "inspect", "verify", "prune", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "build", "inspect", "verify", "prune", "profiles", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -39,7 +39,7 @@ def source_from_profile(profile: TaskProfile, device: torch.device | str = "cpu"
         estimator = ConfidenceEstimator.from_profile(profile)
         return EstimatorConfidence(estimator, **{"edges": profile.edges, **options}, device=device)
     if profile.source == "teacher":
-        return teacher_from_profile(profile, device, edges=profile.edges, **options)
+        return teacher_from_profile(profile, device, **{"edges": profile.edges, **options})
     kind = _LABELS[profile.source]
     allowed = set(inspect.signature(kind).parameters)
     _check(profile, options, allowed)

@@ -47,11 +47,12 @@ def demo_confidence(config: DemoConfig, data: DemoData, folder: Path) -> tuple[C
         return CentreConfidence(), "centre prior"
     if kind not in CONFIDENCE:
         try:
-            return source_from_profile(TaskProfile.load(kind)), f"profile {kind}"
+            profile = TaskProfile.load(kind)
         except FileNotFoundError as error:
             raise ValueError(
                 f"confidence must be one of {CONFIDENCE} or a task profile, got {kind!r}: {error}"
             ) from error
+        return source_from_profile(profile), f"profile {kind}"
     truth = MaskConfidence(key="mask", falloff=0.0) if data.train.masks is not None else None
     if kind == "masks":
         if truth is None:

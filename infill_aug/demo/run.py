@@ -60,6 +60,8 @@ def run_demo(config: DemoConfig) -> list[ArmResult]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     started = time.perf_counter()
     data = load_data(config)
+    if data.train.masks is None and set(config.arms) == {"oracle"}:
+        raise ValueError("arms=[oracle] needs pictures with masks, and these have none; add another arm")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     sizes = f"{len(data.train)} to train, {len(data.val)} to steer by, {len(data.tied)} and {len(data.swapped)} to test"

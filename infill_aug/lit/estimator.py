@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 import warnings
@@ -39,7 +40,8 @@ class EstimatorModule(pl.LightningModule):
         steps: optimiser steps of the whole training.
         learning_rate: peak of the one-cycle schedule of AdamW.
         freeze_trunk: train the heads alone.
-        classifier: frozen classifier for the masking-model objective, on pictures in 0..1; ``None`` leaves it out.
+        classifier: for the masking-model objective of the head in use, on pictures in 0..1; a frozen copy of it runs
+            here. ``None`` leaves it out.
         masking_weight: weight of that objective against the maps.
     """
 
@@ -58,9 +60,11 @@ class EstimatorModule(pl.LightningModule):
         estimator.trunk.requires_grad_(not freeze_trunk)
         self.freeze_trunk, self.masking_weight = freeze_trunk, masking_weight
         # In a tuple: no submodule, so that it is neither trained, nor moved to training mode, nor checkpointed.
-        self._classifier = (classifier.eval().requires_grad_(False),) if classifier is not None else ()
+        self._classifier = (
+            (copy.deepcopy(classifier).eval().requires_grad_(False),) if classifier is not None else ()
+        )
         # Few steps and a high rate leave noise in the weights; their moving average is what is validated and kept.
-        self.average = AveragedModel(estimator, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
+        self.average = AveragedModel(estimator, multi_avg_fn=_follow, use_buffers=True)
 
     @property
     def averaged(self) -> ConfidenceEstimator:
@@ -82,7 +86,8 @@ class EstimatorModule(pl.LightningModule):
         return loss
 
     def _masking(self, classifier: nn.Module, pictures: Tensor, logits: Tensor) -> Tensor:
-        confidence = nnf.interpolate(logits[:, :1], size=pictures.shape[-2:], mode="bilinear", align_corners=False)
+        head = self.estimator.heads.index(self.estimator.head)
+        confidence = nnf.interpolate(logits[:, head : head + 1], size=pictures.shape[-2:], mode="bilinear", align_corners=False)
         with torch.no_grad():
             labels = classifier(pictures).argmax(dim=1)
         return masking_loss(classifier, pictures, confidence.sigmoid(), labels).total
@@ -105,12 +110,20 @@ class EstimatorModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a one-cycle schedule."""
-        parameters = [p for p in self.estimator.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=1e-2)
+        # Decay would change the heads that no picture teaches, which have no gradient to hold them.
+        trained = [{"params": list(self.estimator.logit.parameters()), "weight_decay": 0.0}]
+        if not self.freeze_trunk:
+            trained.append({"params": list(self.estimator.trunk.parameters())})
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=self.steps + 1, pct_start=0.1
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _follow(averages: Any, values: Any, steps: Any) -> None:
+    """Move the averaged weights on: slowly after many steps, faster before, so that they do not hold on to the start."""
+    get_ema_multi_avg_fn(min(0.99, (1 + float(steps)) / (10 + float(steps))))(averages, values, steps)
 
 
 def fit_estimator(
@@ -130,6 +143,8 @@ def fit_estimator(
 ) -> ConfidenceEstimator:
     """Train, keep the best weights by average precision on the validation pictures, and calibrate on them.
 
+    Where no validation map reaches a half anywhere, there is no precision to choose by, and the last weights are kept.
+
     Args:
         estimator: where to start, with one head for each channel of the targets; it is left as it is.
         training: pictures and maps, see ``read_training_set``.
@@ -139,13 +154,15 @@ def fit_estimator(
         learning_rate: peak of the schedule.
         seed: of the order and the augmentation.
         freeze_trunk: train the heads alone, so that the scores of other heads on the same trunk stay.
-        classifier: frozen classifier of pictures in 0..1, for the masking-model objective beside the maps.
+        classifier: of pictures in 0..1, for the masking-model objective of the estimator's ``head`` beside the maps; it
+            is left as it is.
         accelerator: as Lightning's trainer takes it.
         progress: show a progress bar.
         logger: as Lightning's trainer takes it.
 
     Returns:
-        A new estimator, calibrated, in evaluation mode, on the CPU.
+        A new estimator with the same ``head``, calibrated, in evaluation mode, on the CPU. Heads that no picture teaches
+        keep their temperature, and with ``freeze_trunk`` their scores.
 
     Raises:
         ValueError: heads and targets do not fit, or a set is empty.
@@ -168,8 +185,7 @@ def fit_estimator(
             )
     pl.seed_everything(seed, verbose=False)
     trained = estimator.with_heads(estimator.heads)
-    # Calibration comes last; until then logits are what they are.
-    torch.nn.init.ones_(trained.temperature)
+    trained.head = estimator.head
     module = EstimatorModule(
         trained.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         steps,
@@ -181,6 +197,7 @@ def fit_estimator(
     order = torch.Generator().manual_seed(seed)
     loader: DataLoader[Any] = DataLoader(training, batch_size=size, shuffle=True, drop_last=True, generator=order)
     held: DataLoader[Any] = DataLoader(validation, batch_size=64)
+    measured = bool((validation.known & (validation.targets > 127).flatten(2).any(dim=2)).any())
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         # Pictures are in memory: workers would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -200,7 +217,8 @@ def fit_estimator(
                 val_check_interval=max(1, steps // _VALIDATIONS),
                 check_val_every_n_epoch=None,
                 num_sanity_val_steps=0,
-                callbacks=[best],
+                callbacks=[best] if measured else [],
+                enable_checkpointing=measured,
                 logger=logger,
                 enable_progress_bar=progress,
                 enable_model_summary=False,
@@ -215,6 +233,7 @@ def fit_estimator(
             )
     fitted = module.averaged.cpu()
     result = fitted.with_heads(fitted.heads).eval()
+    result.head = estimator.head
     _calibrate(result, validation)
     return result
 

@@ -83,7 +83,7 @@ def learn_profile(
         steps: optimiser steps; 1500 take one to two minutes on two cores at 128 px.
         batch_size: pictures a step.
         limit: at most so many pictures, evenly spaced; the rest is not looked at.
-        seed: of the split, the order and the augmentation.
+        seed: of the split, the weights of a new head, the order and the augmentation.
         freeze_trunk: train the head alone, and keep the other heads of ``start`` beside it.
         classifier: frozen classifier of pictures in 0..1, for the masking-model objective beside the maps.
         device: where the maps are computed.
@@ -96,19 +96,25 @@ def learn_profile(
         A ``LearnedProfile``; ``str(result.quality)`` is its table.
 
     Raises:
-        ValueError: an empty dataset, fewer than four pictures, or a profile without a teacher where ``source`` is none.
+        ValueError: fewer than four pictures, no steps, or a profile without a teacher where ``source`` is none.
     """
     profile = TaskProfile.load(profile)
+    if steps < 1:  # Lightning takes -1 for a training without end
+        raise ValueError(f"steps must be 1 or more, got {steps}")
     source = source or teacher_from_profile(profile, device)
     started = time.perf_counter()
-    if len(dataset) < 4:
-        raise ValueError(f"the dataset has {len(dataset)} pictures; four are the least, fifty are a start")
+    if min(len(dataset), limit) < 4:
+        raise ValueError(
+            f"the dataset has {len(dataset)} pictures, and limit is {limit}; four are the least, fifty are a start"
+        )
     training, held = split_indices(len(dataset), limit, seed)
     parts = [
         read_training_set(dataset, source, profile.input_size, indices=part, image_key=image_key, progress=progress)
         for part in (training, held)
     ]
-    begin = _beginning(profile, start, freeze_trunk)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        begin = _beginning(profile, start, freeze_trunk)
     only = [begin.heads.index(begin.head)]
     if len(begin.heads) > 1:
         # The other heads are kept as they are: no picture here teaches them.

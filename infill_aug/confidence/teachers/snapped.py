@@ -17,6 +17,8 @@ from infill_aug.functional.grading import centre_prior
 _SIDE = 96
 # Shares of the pixels that are taken for background and for object before the colours are asked.
 _BACKGROUND, _OBJECT, _SPLIT = 0.15, 0.08, 0.6
+# Relative differences below this are rounding.
+_FLAT = 1e-4
 
 
 class SnappedConfidence(NetworkConfidence):
@@ -75,9 +77,11 @@ class SnappedConfidence(NetworkConfidence):
     def _cut(picture: Tensor, prior: Tensor) -> Tensor:
         flat = prior.flatten()
         low, middle, high = (float(flat.quantile(q)) for q in (_BACKGROUND, _SPLIT, 1 - _OBJECT))
-        if not low < high:  # a flat map says nothing, and has no seeds
+        if not low < high * (1 - _FLAT):  # a flat map says nothing, and has no seeds
             return prior[None]
-        likely = grab_cut(picture, background=prior < low, foreground=prior > high, likely=prior > middle)
+        # Where many pixels share the highest value, none lies beyond it.
+        first = prior > middle if middle < float(flat.max()) else prior >= middle
+        likely = grab_cut(picture, background=prior < low, foreground=prior > high, likely=first)
         return likely.float()[None]
 
     def identity(self) -> dict[str, Any]:
