@@ -184,7 +184,12 @@ def instantiate(config: Any, /, **kwargs: Any) -> Any:
         if kwargs:
             raise TypeError(f"{sorted(kwargs)} need a config with a _target_ to go to, got {config!r}")
         return hydra_instantiate(node, _convert_="all")
-    call = functools.partial(hydra_instantiate(node, _convert_="all", _partial_=True), **kwargs)
+    try:
+        call = functools.partial(hydra_instantiate(node, _convert_="all", _partial_=True), **kwargs)
+    except _load("omegaconf").MissingMandatoryValue as error:  # of a config inside of this one
+        raise ValueError(
+            f"{node._target_} needs [{error.full_key!r}]; on the command line: {error.full_key}=VALUE"
+        ) from error
     if node.get("_partial_", False):
         return call
     missing = [node._get_full_key(key) for key in node if OmegaConf.is_missing(node, key) and key not in kwargs]

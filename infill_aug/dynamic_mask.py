@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from infill_aug.confidence.from_profile import source_from_profile
-from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.functional.masks import threshold_mask
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import to_batch
@@ -77,10 +76,7 @@ def generate_dynamic_mask(
         targets = list(target) if getattr(image, "ndim", 3) == 4 and target is not None else [target] * len(pictures)
         if len(targets) != len(pictures):
             raise ValueError(f"{len(targets)} targets for {len(pictures)} images; give one for each")
-        if isinstance(source, NetworkConfidence):
-            maps = torch.stack(source.maps(list(pictures), targets))
-        else:
-            maps = torch.stack([source(one, its) for one, its in zip(pictures, targets, strict=True)])
+        maps = torch.stack([source(one, its) for one, its in zip(pictures, targets, strict=True)])
     else:
         maps = confidence[None] if confidence.ndim == 3 else confidence
         check_confidence(maps)

@@ -54,7 +54,7 @@ def process_image(
     Args:
         image: PIL picture, array, ``(3, H, W)`` or ``(B, 3, H, W)`` tensor; ``uint8`` or in 0..1.
         descriptor: task descriptor, JSON text, path or mapping.
-        profile: task profile, its name, file or fields; by default ``"centre_prior"``, which needs no labels.
+        profile: task profile, its name, file or fields; by default ``"salient_object"``, which needs no labels.
         backend: infill backend or its name; by default the descriptor's, else ``"push_pull"``.
         threshold: 0..1, higher masks more; by default the profile's.
         variation: ``(infill, mask) -> infill`` on floating point in 0..1.
@@ -83,7 +83,7 @@ def process_image(
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
     pictures, unit = to_batch(image)
     found = generate_dynamic_mask(
-        image, profile if profile is not None else "centre_prior", threshold, target=target, confidence=confidence
+        image, profile if profile is not None else "salient_object", threshold, target=target, confidence=confidence
     )
     # Known by the whole picture, so that a backend that fills from other pictures can tell it from them.
     keys = [image_digest(picture) for picture in pictures]

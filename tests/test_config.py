@@ -136,6 +136,13 @@ def test_a_value_that_is_missing_is_named_with_its_place():
         instantiate(config.run.threshold)
 
 
+def test_a_missing_value_of_a_nested_config_is_named_with_its_place():
+    inner = {"_target_": "builtins.dict", "classifier": "???"}
+    config = OmegaConf.create({"source": {"_target_": "builtins.dict", "source": inner}})
+    with pytest.raises(ValueError, match=r"dict needs \['source.source.classifier'\].* source.source.classifier=VALUE"):
+        instantiate(config.source)
+
+
 def test_keywords_without_a_target_are_refused():
     with pytest.raises(TypeError, match=r"\['seed'\] need a config with a _target_"):
         instantiate({"a": 1}, seed=3)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,7 +7,10 @@ import torch
 from PIL import Image
 from tests_support import picture
 
+from infill_aug.confidence import CentreConfidence, ConfidenceEstimator, EstimatorConfidence, MaskConfidence
+from infill_aug.demo import confidence as demo_confidence_module
 from infill_aug.demo.arms import ARMS, ArmResult, train_arm
+from infill_aug.demo.confidence import demo_confidence
 from infill_aug.demo.config import DemoConfig, DemoDataConfig, parse_settings
 from infill_aug.demo.data import digits_on_photos, image_folder, pets
 from infill_aug.demo.report import table
@@ -92,16 +96,121 @@ def test_infill_beats_plain_training_on_swapped_backgrounds(tmp_path):
     assert infill.swapped > plain.swapped + 10
 
 
-def test_it_runs_on_any_folder_of_pictures(tmp_path, recwarn):
+@pytest.fixture
+def folder(tmp_path):
+    """Settings for a folder of pictures without masks."""
     for i in range(40):
         folder = tmp_path / "pictures" / f"class{i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(i, 40, 50).permute(1, 2, 0).numpy()).save(folder / f"{i}.jpg")
     settings = ["data=imagefolder", f"data.root={tmp_path / 'pictures'}", "data.size=32", "seeds=[0]", "epochs=1"]
-    config = parse_settings([*settings, "arms=[infill_aug]", f"output={tmp_path / 'out'}"])
+    return [*settings, f"output={tmp_path / 'out'}"]
+
+
+@pytest.fixture
+def own_profile(tmp_path):
+    """A profile file with an estimator of its own."""
+    ConfidenceEstimator(("mine",), 32).save(tmp_path / "mine.safetensors")
+    fields = {"source": "estimator", "weights": "mine.safetensors", "input_size": 32, "falloff": 0.1}
+    (tmp_path / "mine.json").write_text(json.dumps(fields), encoding="utf-8")
+    return str(tmp_path / "mine.json")
+
+
+def test_it_runs_on_any_folder_of_pictures_and_leaves_out_the_oracle(folder, own_profile, recwarn, capsys):
+    config = parse_settings([*folder, "arms=[oracle,infill_aug]", f"confidence={own_profile}"])
     (result,) = run_demo(config)
+    assert result.arm == "infill_aug"
     assert 0 <= result.swapped <= 100
     assert any("no masks" in str(w.message) for w in recwarn)
+    out = capsys.readouterr().out
+    assert f"confidence: profile {own_profile}" in out
+    assert "oracle" not in out
+
+
+def test_the_oracle_alone_needs_masks(folder):
+    with pytest.raises(ValueError, match=r"arms=\[oracle\] needs pictures with masks"):
+        run_demo(parse_settings([*folder, "arms=[oracle]"]))
+
+
+# --- confidence ---
+
+
+@pytest.fixture(scope="module")
+def few():
+    return digits_on_photos(32, limit=24)
+
+
+@pytest.fixture
+def without_masks(few):
+    return dataclasses.replace(few, train=dataclasses.replace(few.train, masks=None))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(demo_confidence_module, "_STEPS", 20)
+
+
+def tiny(confidence):
+    return DemoConfig(confidence=confidence, masks=12, epochs=1, batch_size=8)
+
+
+@pytest.mark.parametrize("kind", ["masks", "auto"])
+def test_masks_teach_an_estimator_with_as_many_as_it_may_have(kind, few, quick, tmp_path):
+    source, line = demo_confidence(tiny(kind), few, tmp_path)
+    assert isinstance(source, EstimatorConfidence)
+    assert source.falloff == 0.2
+    assert "learned from 12 masks" in line
+    notes = json.loads((tmp_path / "report.md").read_text(encoding="utf-8").split("```json\n")[1].split("```")[0])
+    assert notes["pictures"] + notes["held out"] == 12
+    assert notes["steps"] == 20
+    assert source.quality["verdict"] in line
+    # A digit that it never saw is found by the picture alone.
+    inside, outside = [], []
+    for i in range(8):
+        (confidence,) = source.maps([few.tied.images[i]])
+        inside.append(float(confidence[few.tied.masks[i]].mean()))
+        outside.append(float(confidence[~few.tied.masks[i]].mean()))
+    assert np.mean(inside) > np.mean(outside) + 0.1
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_where_a_classifier_looks_teaches_an_estimator_without_masks(masks, few, without_masks, quick, tmp_path):
+    source, line = demo_confidence(tiny("cam"), few if masks else without_masks, tmp_path)
+    assert isinstance(source, EstimatorConfidence)
+    assert "without masks from where a plain classifier looks" in line
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert '"source": "SnappedConfidence"' in report
+    assert '"pictures": 20' in report
+    # Masks, where there are some, only measure: the maps are the same without.
+    other, _ = demo_confidence(tiny("cam"), without_masks, tmp_path / "other")
+    assert torch.equal(source(few.tied.images[0], None), other(few.tied.images[0], None))
+
+
+def test_the_centre_and_profiles_are_taken_as_they_are(few, own_profile, tmp_path):
+    assert demo_confidence(tiny("centre"), few, tmp_path / "none") == (CentreConfidence(), "centre prior")
+    source, line = demo_confidence(tiny("centre_prior"), few, tmp_path / "none")
+    assert (source, line) == (CentreConfidence(0.3), "profile centre_prior")
+    source, line = demo_confidence(tiny(own_profile), few, tmp_path / "none")
+    assert source.identity()["head"] == "mine"
+    assert source.falloff == 0.1
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_confidence_that_cannot_be_had_is_refused_with_what_can(few, without_masks, tmp_path):
+    with pytest.raises(ValueError, match=r"'auto', 'masks', 'cam', 'centre'.*profile, got 'zebra'.*'salient_object'"):
+        demo_confidence(tiny("zebra"), few, tmp_path)
+    with pytest.raises(ValueError, match=r"confidence=masks needs pictures with masks; use confidence=cam"):
+        demo_confidence(tiny("masks"), without_masks, tmp_path)
+    with pytest.raises(ValueError, match=r"infill-aug profiles train person"):
+        demo_confidence(tiny("person"), few, tmp_path)
+    (tmp_path / "gone.yaml").write_text("{source: estimator, weights: gone.safetensors}", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*gone\.safetensors"):
+        demo_confidence(tiny(str(tmp_path / "gone.yaml")), few, tmp_path)
+
+
+def test_the_oracle_reads_the_masks_of_all_pictures(few, without_masks):
+    assert few.source == MaskConfidence(key="mask")
+    assert without_masks.source == CentreConfidence()
 
 
 def fake_pets(root):

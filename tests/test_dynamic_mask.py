@@ -25,6 +25,8 @@ BOX = torch.tensor([[8.0, 6.0, 20.0, 18.0]])
 OBJECT = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
 OBJECT[6:18, 8:20] = True
 TARGETS = {"labelled_boxes": BOX, "labelled_masks": OBJECT, "centre_prior": None}
+TARGETS |= dict.fromkeys(("salient_object", "object_identification", "pets"))
+WITHOUT_WEIGHTS = {"person", "hair_color", "facial_emotion"}
 
 
 def picture(seed=0, height=HEIGHT, width=WIDTH):
@@ -32,7 +34,13 @@ def picture(seed=0, height=HEIGHT, width=WIDTH):
 
 
 def test_the_bundled_profiles_are_all_tried():
-    assert set(TARGETS) == set(list_profiles())
+    assert set(TARGETS) | WITHOUT_WEIGHTS == set(list_profiles())
+
+
+@pytest.mark.parametrize("profile", sorted(WITHOUT_WEIGHTS))
+def test_a_profile_that_has_to_learn_first_says_how(profile):
+    with pytest.raises(ValueError, match=f"infill-aug profiles train {profile}"):
+        generate_dynamic_mask(picture(), profile)
 
 
 @pytest.mark.parametrize("backend", list_backends())

@@ -90,7 +90,7 @@ def classifier():
     """Tells the colours of discs; handed over in training mode, as a user may."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 5, 2, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
     images, _, labels = discs(96, 9)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
     for step in range(60):

@@ -138,6 +138,67 @@ def test_a_missing_folder_is_asked_for_by_its_name(tmp_path):
     assert "data.root=VALUE" in output
 
 
+# --- train_confidence.py ---
+
+LEARNING = ("pictures=digits", "pictures.data.limit=24", "pictures.data.size=32", "steps=20", "start=null")
+
+
+def test_a_training_of_confidence_leaves_a_profile_with_its_weights_and_report(tmp_path):
+    from infill_aug.confidence.estimator import ConfidenceEstimator, EstimatorConfidence
+    from infill_aug.confidence.from_profile import source_from_profile
+    from infill_aug.profile import TaskProfile
+
+    output = launch("train_confidence.py", *LEARNING, "logger=csv", "hydra.run.dir=run", folder=tmp_path)
+    folder = tmp_path / "outputs" / "confidence" / "salient_object"
+    estimator = ConfidenceEstimator.load(folder / "salient_object.safetensors")
+    quality = estimator.quality["salient_object"]
+    assert quality["samples"] == 4
+    assert quality["verdict"] in output
+    assert f"| ap | {quality['scores']['ap']:.3f} |" in output
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert quality["verdict"] in report
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", report):
+        assert (folder / name).stat().st_size > 1000
+    # The profile is the bundled one, with the new weights.
+    profile, bundled = TaskProfile.load(folder / "salient_object.yaml"), TaskProfile.load("salient_object")
+    assert (profile.input_size, profile.bounds, profile.teacher) == (112, bundled.bounds, bundled.teacher)
+    source = source_from_profile(profile)
+    assert isinstance(source, EstimatorConfidence)
+    assert source.quality == quality
+    with open(tmp_path / "run" / "csv" / "metrics.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["train_loss"] for row in rows)
+    assert any(row["val_ap"] for row in rows)
+    assert (tmp_path / "run" / ".hydra" / "config.yaml").is_file()
+
+
+def test_a_training_of_confidence_goes_on_from_a_file_of_weights_and_takes_other_labels(tmp_path):
+    from infill_aug.confidence.estimator import ConfidenceEstimator
+
+    first, second = ("output=first", "steps=4"), ("output=second", "steps=1", "start=first/salient_object.safetensors")
+    launch("train_confidence.py", *LEARNING, *first, folder=tmp_path)
+    launch("train_confidence.py", *LEARNING, *second, "freeze_trunk=true", "profile=pets", folder=tmp_path)
+    begun = ConfidenceEstimator.load(tmp_path / "first" / "salient_object.safetensors")
+    kept = ConfidenceEstimator.load(tmp_path / "second" / "pets.safetensors")
+    assert set(kept.heads) == {"salient_object", "pets"}
+    for name, value in begun.trunk.state_dict().items():
+        assert value.equal(kept.trunk.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pictures=folder", "pictures.folder=VALUE"),
+        ("source=cam", "source.source.classifier=VALUE"),
+        ("profile=zebra", "no bundled profile 'zebra'"),
+        ("steps=0", "steps must be 1 or more, got 0"),
+    ],
+)
+def test_mistakes_in_a_training_of_confidence_are_named(setting, message, tmp_path):
+    tiny = () if setting.startswith("pictures") else LEARNING[:3]
+    assert message in launch("train_confidence.py", *tiny, setting, folder=tmp_path, code=1)
+
+
 # --- plain_torch.py ---
 
 NEITHER = "import sys; sys.modules['lightning'] = sys.modules['hydra'] = None"

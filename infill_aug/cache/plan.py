@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class PlannedSample:
 class Planner(Dataset[PlannedSample]):
     """Reads a sample and computes its map and masks: the part of a build that worker processes do.
 
-    A source that is a network stays in the main process, where ``scored`` runs it in batches.
+    A source that is a network stays in the main process, where a ``Scorer`` runs it.
     """
 
     def __init__(
@@ -83,8 +82,14 @@ class Planner(Dataset[PlannedSample]):
         return replace(sample, confidence=confidence, masks=masks, target=None)
 
 
+# Pictures that a network may fail on before it has given any map.
+_PATIENCE = 4
+
+
 class Scorer:
-    """Completes the samples of a plan whose source is a network: in batches, and from the store where it can.
+    """Completes the samples of a plan whose source is a network: from the store where it can.
+
+    Pictures are scored one by one: in a batch the last bits of a score depend on its neighbours, and keys on the bits.
 
     Args:
         plan: reads the samples.
@@ -99,7 +104,7 @@ class Scorer:
         self.computed = 0
         self.written: set[str] = set()  # the store's index learns of them at the next refresh only
         self._unwritten: dict[str, Tensor] = {}  # computed for the pool, before there was a writer
-        self._works = False  # the network has given a map, in this build or in an earlier one
+        self._failed_first = 0  # failures before the network has given any map
 
     def __call__(
         self, samples: Iterable[PlannedSample], writer: InfillStoreWriter | None = None
@@ -110,67 +115,31 @@ class Scorer:
             samples: as ``Planner`` gives them.
             writer: takes new maps; ``None`` keeps none.
         """
-        if self.network is None:
-            yield from samples
-            return
-        remaining = iter(samples)
-        while chunk := list(islice(remaining, self.network.batch_size)):
-            yield from self._score(self.network, chunk, writer)
+        for sample in samples:
+            yield sample if self.network is None or sample.error else self._score(self.network, sample, writer)
 
     def _score(
-        self, network: NetworkConfidence, chunk: list[PlannedSample], writer: InfillStoreWriter | None
-    ) -> list[PlannedSample]:
-        maps: dict[int, Tensor] = {}
-        missing: dict[str, int] = {}  # a picture that occurs twice is scored once
-        for i, sample in enumerate(chunk):
-            if sample.error:
-                continue
-            try:
-                key = score_key(self.config, sample.digest, network.prompt(sample.target))
-            except Exception as error:  # a target without the boxes that the network is prompted with
-                chunk[i] = _failed(sample.index, error)
-                continue
-            chunk[i] = replace(sample, score=key)
-            known = self._known(key)
-            if known is None:
-                missing.setdefault(key, i)
-            else:
-                maps[i] = known
-        self._works |= bool(maps)
-        found = dict(zip(missing, self._compute(network, [chunk[i] for i in missing.values()]), strict=True))
-        for i, sample in enumerate(chunk):
-            one = found.get(sample.score)
-            if isinstance(one, Exception):
-                chunk[i] = _failed(sample.index, one)
-            elif one is not None:
-                maps[i] = self._unwritten[sample.score] = one
+        self, network: NetworkConfidence, sample: PlannedSample, writer: InfillStoreWriter | None
+    ) -> PlannedSample:
+        try:
+            key = score_key(self.config, sample.digest, network.prompt(sample.target))
+            confidence = self._known(key)
+            if confidence is None:
+                (confidence,) = network.quantised([sample.image], [sample.target])
+                self._unwritten[key] = confidence
+                self.computed += 1
+            self._failed_first = -_PATIENCE  # it works: from now on a failure is the picture's
+            completed = self.plan.complete(replace(sample, score=key), confidence)
+        except (ImportError, OSError):  # a library or weights are missing: no picture will go better
+            raise
+        except Exception as error:  # one odd picture must not end a long build, a broken network must
+            self._failed_first += 0 if self._failed_first < 0 else 1
+            if self._failed_first >= _PATIENCE:
+                raise
+            return _failed(sample.index, error)
         if writer is not None:
             self._write(writer)
-        for i, one in maps.items():
-            try:
-                chunk[i] = self.plan.complete(chunk[i], one)
-            except Exception as error:  # a target without the objects to protect
-                chunk[i] = _failed(chunk[i].index, error)
-        return chunk
-
-    def _compute(self, network: NetworkConfidence, samples: list[PlannedSample]) -> list[Tensor | Exception]:
-        """Maps, or why there are none: one odd picture must not end a long build, a broken network must."""
-        found: list[Tensor | Exception] = []
-        try:
-            if samples:
-                found += network.quantised([s.image for s in samples], [s.target for s in samples])
-        except (ValueError, RuntimeError):
-            for sample in samples:
-                try:
-                    found += network.quantised([sample.image], [sample.target])
-                except (ValueError, RuntimeError) as error:
-                    found.append(error)
-            if not self._works and all(isinstance(one, Exception) for one in found):
-                raise
-        sound = sum(isinstance(one, Tensor) for one in found)
-        self.computed += sound
-        self._works |= sound > 0
-        return found
+        return completed
 
     def _known(self, key: str) -> Tensor | None:
         if key in self._unwritten:

@@ -29,7 +29,7 @@ class NetworkConfidence(ABC):
         falloff: reach of the graded ring around what matters, as a share of ``sqrt(H * W)``; 0 leaves the scores.
         edges: how much an edge of the picture holds the ring back, 0 or more, finite; 0 grades by distance alone.
         device: where the network runs.
-        batch_size: pictures at once.
+        batch_size: pictures at once, where maps are not stored.
 
     Raises:
         ValueError: an argument out of range.
@@ -134,5 +134,10 @@ class NetworkConfidence(ABC):
         return spread(scores, self.falloff, images if self.edges else None, self.edges)
 
     def quantised(self, images: Sequence[Tensor], targets: Sequence[Any] | None = None) -> list[Tensor]:
-        """The maps as ``uint8``, as stores keep them."""
-        return [quantise_confidence(one) for one in self.maps(images, targets)]
+        """The maps as ``uint8``, as stores keep them; each picture is scored alone.
+
+        In a batch the last bits of a score depend on the pictures beside it, and with them, now and then, a rounded
+        value, a mask, and the key of an infill.
+        """
+        known = targets if targets is not None else [None] * len(images)
+        return [quantise_confidence(self(image, target)) for image, target in zip(images, known, strict=True)]

@@ -60,9 +60,7 @@ class EstimatorModule(pl.LightningModule):
         estimator.trunk.requires_grad_(not freeze_trunk)
         self.freeze_trunk, self.masking_weight = freeze_trunk, masking_weight
         # In a tuple: no submodule, so that it is neither trained, nor moved to training mode, nor checkpointed.
-        self._classifier = (
-            (copy.deepcopy(classifier).eval().requires_grad_(False),) if classifier is not None else ()
-        )
+        self._classifier = (copy.deepcopy(classifier).eval().requires_grad_(False),) if classifier is not None else ()
         # Few steps and a high rate leave noise in the weights; their moving average is what is validated and kept.
         self.average = AveragedModel(estimator, multi_avg_fn=_follow, use_buffers=True)
 
@@ -87,7 +85,9 @@ class EstimatorModule(pl.LightningModule):
 
     def _masking(self, classifier: nn.Module, pictures: Tensor, logits: Tensor) -> Tensor:
         head = self.estimator.heads.index(self.estimator.head)
-        confidence = nnf.interpolate(logits[:, head : head + 1], size=pictures.shape[-2:], mode="bilinear", align_corners=False)
+        confidence = nnf.interpolate(
+            logits[:, head : head + 1], size=pictures.shape[-2:], mode="bilinear", align_corners=False
+        )
         with torch.no_grad():
             labels = classifier(pictures).argmax(dim=1)
         return masking_loss(classifier, pictures, confidence.sigmoid(), labels).total

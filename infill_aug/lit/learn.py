@@ -21,6 +21,7 @@ from infill_aug.confidence.from_profile import source_from_profile, teacher_from
 from infill_aug.confidence.profile_report import save_report
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.confidence.training import read_training_set
+from infill_aug.functional.faithfulness import check_classifier
 from infill_aug.lit.estimator import fit_estimator
 from infill_aug.profile import TaskProfile
 
@@ -85,7 +86,8 @@ def learn_profile(
         limit: at most so many pictures, evenly spaced; the rest is not looked at.
         seed: of the split, the weights of a new head, the order and the augmentation.
         freeze_trunk: train the head alone, and keep the other heads of ``start`` beside it.
-        classifier: frozen classifier of pictures in 0..1, for the masking-model objective beside the maps.
+        classifier: of pictures in 0..1, in evaluation mode, for the masking-model objective beside the maps, and for the
+            scores of faithfulness; it is left as it is.
         device: where the maps are computed.
         accelerator: of the training, as Lightning's trainer takes it.
         image_key: key or position of the image in a sample.
@@ -101,6 +103,8 @@ def learn_profile(
     profile = TaskProfile.load(profile)
     if steps < 1:  # Lightning takes -1 for a training without end
         raise ValueError(f"steps must be 1 or more, got {steps}")
+    if classifier is not None:
+        check_classifier(classifier)  # it would be refused when the training is over
     source = source or teacher_from_profile(profile, device)
     started = time.perf_counter()
     if min(len(dataset), limit) < 4:
