@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from infill_aug.cache.store import InfillStoreError as InfillStoreError
     from infill_aug.confidence.estimator import ConfidenceEstimator as ConfidenceEstimator
     from infill_aug.confidence.estimator import EstimatorConfidence as EstimatorConfidence
-    from infill_aug.confidence.evaluation import QualityReport as QualityReport
     from infill_aug.confidence.evaluation import evaluate_confidence as evaluate_confidence
     from infill_aug.confidence.from_profile import source_from_profile as source_from_profile
     from infill_aug.confidence.network import NetworkConfidence as NetworkConfidence
     from infill_aug.confidence.points import PointConfidence as PointConfidence
+    from infill_aug.confidence.quality_report import QualityReport as QualityReport
     from infill_aug.confidence.sources import BoxConfidence as BoxConfidence
     from infill_aug.confidence.sources import CallableConfidence as CallableConfidence
     from infill_aug.confidence.sources import CentreConfidence as CentreConfidence
@@ -83,7 +83,7 @@ _CONTENTS = {
     "PointConfidence": "confidence.points",
     "ProcessedImage": "process",
     "ProportionalLaw": "threshold",
-    "QualityReport": "confidence.evaluation",
+    "QualityReport": "confidence.quality_report",
     "TaskDescriptor": "descriptor",
     "TaskProfile": "profile",
     "ThresholdState": "threshold",

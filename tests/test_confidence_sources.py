@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 from torchvision import tv_tensors
 
-from infill_aug.confidence.from_profile import source_from_profile
+from infill_aug.confidence.estimator import ConfidenceEstimator, EstimatorConfidence
+from infill_aug.confidence.from_profile import source_from_profile, teacher_from_profile
+from infill_aug.confidence.points import PointConfidence
 from infill_aug.confidence.sources import (
     BoxConfidence,
     CallableConfidence,
@@ -17,6 +19,7 @@ from infill_aug.confidence.sources import (
     MaskConfidence,
     protect_labelled,
 )
+from infill_aug.confidence.teachers.torchvision import TorchvisionConfidence
 from infill_aug.functional.grading import grade
 from infill_aug.functional.masks import level_masks, threshold_mask
 from infill_aug.key import digest
@@ -324,6 +327,95 @@ def test_a_profile_makes_its_source_with_its_falloff_and_options():
     assert source_from_profile(TaskProfile("p", "centre", {"falloff": 0.7})) == CentreConfidence(0.7)
     with pytest.raises(ValueError, match=r"'boxes'.*\['foreground'\].*'format'"):
         source_from_profile(TaskProfile("p", "boxes", {"foreground": [1]}))
+
+
+def test_a_profile_of_points_reads_them_with_its_edges():
+    profile = TaskProfile("p", "points", {"key": "clicks", "radius": 0.1}, 0.3, edges=20.0)
+    assert source_from_profile(profile) == PointConfidence("clicks", 0.1, 0.3, 20.0)
+    assert source_from_profile(dataclasses.replace(profile, source_options={"edges": 5.0})).edges == 5.0
+    with pytest.raises(ValueError, match=r"'points' has no options \['foreground'\]; it has .*'radius'"):
+        source_from_profile(TaskProfile("p", "points", {"foreground": [1]}))
+
+
+@pytest.mark.parametrize("source", ["mask", "boxes", "centre"])
+def test_sources_that_know_no_edges_are_made_without(source):
+    assert source_from_profile(TaskProfile("p", source, edges=9.0)) == source_from_profile(TaskProfile("p", source))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights of two heads, for pictures of side 64."""
+    path = tmp_path_factory.mktemp("weights") / "two.safetensors"
+    ConfidenceEstimator(("cats", "dogs"), 64).save(path)
+    return str(path)
+
+
+def test_a_profile_of_an_estimator_makes_it_with_its_head_size_falloff_and_edges(weights):
+    profile = TaskProfile("dogs", "estimator", {"batch_size": 3}, 0.3, weights=weights, input_size=96, edges=20.0)
+    source = source_from_profile(profile)
+    assert isinstance(source, EstimatorConfidence)
+    assert (source.estimator.head, source.estimator.input_size) == ("dogs", 96)
+    assert (source.falloff, source.edges, source.batch_size) == (0.3, 20.0, 3)
+    cats = source_from_profile(dataclasses.replace(profile, source_options={"head": "cats", "edges": 0, "falloff": 0}))
+    assert (cats.estimator.head, cats.falloff, cats.edges) == ("cats", 0, 0)
+    image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
+    alone = ConfidenceEstimator.load(weights)
+    alone.head, alone.input_size = "cats", 96
+    torch.testing.assert_close(cats(image, None), alone(image[None].float() / 255)[0], atol=1e-4, rtol=0)
+
+
+def test_the_fields_of_an_estimators_profile_that_change_its_maps_change_its_config(weights):
+    profile = TaskProfile("dogs", "estimator", weights=weights)
+    changes = ({}, {"input_size": 96}, {"edges": 5.0}, {"falloff": 0.1}, {"source_options": {"head": "cats"}})
+    configs = [source_from_profile(dataclasses.replace(profile, **change)).config() for change in changes]
+    assert len({digest(config) for config in configs}) == len(changes)
+    # What says how a network is taught does not change what it sees.
+    taught = dataclasses.replace(profile, teacher={"name": "saliency"}, class_weights={"dog": 1.0}, description="dogs")
+    assert source_from_profile(taught).config() == configs[0]
+
+
+def test_a_profile_whose_estimator_cannot_be_made_is_refused(weights):
+    with pytest.raises(ValueError, match=r"'estimator' has no options \['radius'\]; it has .*'head'"):
+        source_from_profile(TaskProfile("dogs", "estimator", {"radius": 1}, weights=weights))
+    with pytest.raises(ValueError, match=r"another profile.* needs a head 'birds', they have \['cats', 'dogs'\]"):
+        source_from_profile(TaskProfile("birds", "estimator", weights=weights))
+    with pytest.raises(ValueError, match=r"no weights; learn them from your masks: infill-aug profiles train dogs"):
+        source_from_profile(TaskProfile("dogs", "estimator"))
+    with pytest.raises(FileNotFoundError, match=r"no weights at 'gone.safetensors'"):
+        source_from_profile(TaskProfile("dogs", "estimator", weights="gone.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"no bundled weights 'gone'"):
+        source_from_profile(TaskProfile("dogs", "estimator", weights="gone"))
+
+
+TEACHER = {"name": "torchvision", "model": "lraspp_mobilenet_v3_large", "input_size": 64}
+
+
+def test_a_teacher_as_a_source_is_graded_and_as_a_teacher_is_not():
+    profile = TaskProfile("dogs", "teacher", {}, 0.3, teacher=TEACHER, class_weights={"dog": 1.0}, edges=20.0)
+    source, teacher = source_from_profile(profile), teacher_from_profile(profile)
+    assert type(source) is type(teacher) is TorchvisionConfidence
+    assert (source.falloff, source.edges, source.input_size) == (0.3, 20.0, 64)
+    assert (teacher.falloff, teacher.edges) == (0.0, 0.0)
+    assert source.class_weights == teacher.class_weights == {"dog": 1.0}
+    other = source_from_profile(dataclasses.replace(profile, source_options={"edges": 5.0, "batch_size": 2}))
+    assert (other.falloff, other.edges, other.batch_size) == (0.3, 5.0, 2)
+
+
+def test_a_profile_whose_teacher_cannot_be_made_is_refused():
+    with pytest.raises(ValueError, match=r"'p' names no teacher; give it one, or labels"):
+        teacher_from_profile(TaskProfile("p"))
+    with pytest.raises(ValueError, match=r"unknown teacher 'oracle'; there are \['cam'"):
+        teacher_from_profile(TaskProfile("p", teacher={"name": "oracle"}))
+    with pytest.raises(ValueError, match=r"'torchvision' has no options \['checkpoint'\]"):
+        teacher_from_profile(TaskProfile("p", teacher={"name": "torchvision", "checkpoint": "x"}))
+    with pytest.raises(ValueError, match=r"'torchvision' has no options \['radius'\]"):
+        source_from_profile(TaskProfile("p", "teacher", {"radius": 1}, teacher=TEACHER, class_weights={"dog": 1}))
+    with pytest.raises(ValueError, match=r"'torchvision' needs the options \['class_weights'\]"):
+        teacher_from_profile(TaskProfile("p", teacher=TEACHER))
+    with pytest.raises(ValueError, match=r"'saliency' knows no classes, got class_weights for \['dog'\]"):
+        teacher_from_profile(TaskProfile("p", teacher={"name": "saliency"}, class_weights={"dog": 1.0}))
+    with pytest.raises(ValueError, match=r"class_weights names \['unicorn'\]"):
+        teacher_from_profile(TaskProfile("p", teacher=TEACHER, class_weights={"unicorn": 1.0}))
 
 
 # --- protection: no pixel of a labelled object is ever regenerated ---

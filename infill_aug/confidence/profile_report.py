@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
 
-from infill_aug.confidence.evaluation import QualityReport
 from infill_aug.confidence.network import NetworkConfidence
+from infill_aug.confidence.quality_report import QualityReport
 from infill_aug.confidence.report import save_case_grid, save_reliability, save_share_curve
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.functional.masks import threshold_mask
@@ -110,6 +110,8 @@ def _pictures(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:  # fmt: skip
     """Images, maps and truths of some samples, evenly spaced, with their longer side at 256 pixels at most."""
     wanted = min(count, len(dataset))
+    if wanted < 1:
+        raise ValueError(f"there is no picture to draw: the dataset has {len(dataset)}, and count is {count}")
     samples = [split_sample(dataset[i * len(dataset) // wanted], image_key) for i in range(wanted)]
     images, targets = zip(*samples, strict=True)
     maps = source.maps(images, targets) if isinstance(source, NetworkConfidence) else [source(*one) for one in samples]

@@ -122,7 +122,7 @@ class EstimatorModule(pl.LightningModule):
 
 
 def _follow(averages: Any, values: Any, steps: Any) -> None:
-    """Move the averaged weights on: slowly after many steps, faster before, so that they do not hold on to the start."""
+    """Move the averaged weights on: slowly after many steps, faster before, so that the start is left behind."""
     get_ema_multi_avg_fn(min(0.99, (1 + float(steps)) / (10 + float(steps))))(averages, values, steps)
 
 
@@ -161,8 +161,8 @@ def fit_estimator(
         logger: as Lightning's trainer takes it.
 
     Returns:
-        A new estimator with the same ``head``, calibrated, in evaluation mode, on the CPU. Heads that no picture teaches
-        keep their temperature, and with ``freeze_trunk`` their scores.
+        A new estimator with the same ``head``, calibrated, in evaluation mode, on the CPU. Heads that no picture
+        teaches keep their temperature, and with ``freeze_trunk`` their scores.
 
     Raises:
         ValueError: heads and targets do not fit, or a set is empty.

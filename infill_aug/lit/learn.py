@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.data import Subset
 
 from infill_aug.confidence.estimator import ConfidenceEstimator, EstimatorConfidence, list_weights, weights_path
-from infill_aug.confidence.evaluation import QualityReport, evaluate_confidence
+from infill_aug.confidence.evaluation import evaluate_confidence
 from infill_aug.confidence.from_profile import source_from_profile, teacher_from_profile
 from infill_aug.confidence.profile_report import save_report
+from infill_aug.confidence.quality_report import QualityReport
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.confidence.training import read_training_set
 from infill_aug.functional.faithfulness import check_classifier
@@ -86,8 +87,8 @@ def learn_profile(
         limit: at most so many pictures, evenly spaced; the rest is not looked at.
         seed: of the split, the weights of a new head, the order and the augmentation.
         freeze_trunk: train the head alone, and keep the other heads of ``start`` beside it.
-        classifier: of pictures in 0..1, in evaluation mode, for the masking-model objective beside the maps, and for the
-            scores of faithfulness; it is left as it is.
+        classifier: of pictures in 0..1, in evaluation mode, for the masking-model objective beside the maps, and for
+            the scores of faithfulness; it is left as it is.
         device: where the maps are computed.
         accelerator: of the training, as Lightning's trainer takes it.
         image_key: key or position of the image in a sample.
@@ -98,7 +99,8 @@ def learn_profile(
         A ``LearnedProfile``; ``str(result.quality)`` is its table.
 
     Raises:
-        ValueError: fewer than four pictures, no steps, or a profile without a teacher where ``source`` is none.
+        ValueError: fewer than four pictures, no steps, a classifier in training mode, or a profile without a teacher
+            where ``source`` is none.
     """
     profile = TaskProfile.load(profile)
     if steps < 1:  # Lightning takes -1 for a training without end

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from infill_aug.confidence.estimator import weights_digest
 from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.confidence.sources import Key
+from infill_aug.confidence.teachers._record import Call, attention_weights, recorded_calls
 from infill_aug.confidence.teachers._shared import logits_of
 from infill_aug.functional.masking import evaluating
 from infill_aug.samples import label_of, pick
@@ -226,7 +225,7 @@ class CamConfidence(NetworkConfidence):
         if self.method == "rollout":
             return _scale(self._rollout(images), self.percentile)
         function = layer_cam if self.method == "layercam" else grad_cam
-        with _calls(self.classifier) as calls:
+        with recorded_calls(self.classifier) as calls:
             logits = self._logits(images.detach().requires_grad_())
             features = self._features(calls, images.shape[-2:])
         if self.use_labels and None in labels:
@@ -260,7 +259,7 @@ class CamConfidence(NetworkConfidence):
             raise ValueError("the classifier gave logits without gradients; take no_grad and detach out of its forward")
         return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
-    def _features(self, calls: Sequence[_Call], size: torch.Size) -> dict[str, Tensor]:
+    def _features(self, calls: Sequence[Call], size: torch.Size) -> dict[str, Tensor]:
         """Feature maps of the wanted layers by name."""
         if not self.layers:
             return _default(calls, size)
@@ -275,7 +274,7 @@ class CamConfidence(NetworkConfidence):
 
     def _rollout(self, images: Tensor) -> Tensor:
         """``(B, 1, h, w)``: what of each patch reaches the class token, or all tokens where there is none."""
-        with torch.no_grad(), _weighted(self.classifier), _calls(self.classifier) as calls:
+        with torch.no_grad(), attention_weights(self.classifier), recorded_calls(self.classifier) as calls:
             self._logits(images)
         attentions: list[Tensor] = []
         for call in calls:
@@ -303,58 +302,7 @@ class CamConfidence(NetworkConfidence):
         return shares - shares.amin(dim=(2, 3), keepdim=True)
 
 
-class _Call(NamedTuple):
-    """One call of a submodule: ``inside`` is its first input of four axes, where it has one."""
-
-    name: str
-    module: nn.Module
-    inside: Tensor | None
-    output: Any
-
-
-@contextmanager
-def _calls(module: nn.Module) -> Iterator[list[_Call]]:
-    """All calls of submodules, in the order of their ends."""
-    calls: list[_Call] = []
-
-    def note(own: nn.Module, args: Any, kwargs: Any, output: Any, name: str) -> None:
-        inside = (one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim == 4)
-        calls.append(_Call(name, own, next(inside, None), output))
-
-    handles = [
-        each.register_forward_hook(partial(note, name=name), with_kwargs=True) for name, each in module.named_modules()
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _weighted(classifier: nn.Module) -> Iterator[None]:
-    """Attention weights among the outputs of attention modules, which fused kernels leave out."""
-
-    def ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "need_weights": True, "average_attn_weights": False}
-
-    own = [each for each in classifier.modules() if isinstance(each, nn.MultiheadAttention)]
-    handles = [each.register_forward_pre_hook(ask, with_kwargs=True) for each in own]
-    # Outermost first, and only it: its submodels follow.
-    switch: Any = next((each for each in classifier.modules() if hasattr(each, "set_attn_implementation")), None)
-    before = None if switch is None else switch.config._attn_implementation
-    try:
-        if switch is not None:
-            switch.set_attn_implementation("eager")
-        yield
-    finally:
-        if switch is not None:
-            switch.set_attn_implementation(before)
-        for handle in handles:
-            handle.remove()
-
-
-def _default(calls: Sequence[_Call], size: torch.Size) -> dict[str, Tensor]:
+def _default(calls: Sequence[Call], size: torch.Size) -> dict[str, Tensor]:
     """The last feature map of stride 4 to 8, else the last one."""
     times = Counter(call.name for call in calls)
     strides = [(_stride(call.inside, size), _stride(call.output, size)) for call in calls]
