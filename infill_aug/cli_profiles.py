@@ -106,11 +106,8 @@ def _list(options: Any) -> int:
                 teacher = (profile.teacher or {}).get("name", "your masks")
                 origin = f"estimator, no weights: learns from {teacher}"
             else:
-                try:
-                    estimator = ConfidenceEstimator.from_profile(profile)
-                    origin = f"estimator, {_quality(estimator.quality.get(estimator.head))}"
-                except FileNotFoundError:  # a checkout whose weights are not trained yet
-                    origin = f"estimator, weights {profile.weights!r} are missing"
+                estimator = ConfidenceEstimator.from_profile(profile)
+                origin = f"estimator, {_quality(estimator.quality.get(estimator.head))}"
         print(f"{name:22} {origin:58} {profile.description}")
     return 0
 

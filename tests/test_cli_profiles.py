@@ -11,7 +11,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 
 from infill_aug.cli import main
-from infill_aug.confidence.estimator import ConfidenceEstimator
+from infill_aug.confidence.estimator import ConfidenceEstimator, weights_path
 from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.profile import TaskProfile, list_profiles
 
@@ -175,6 +175,20 @@ def test_masks_of_parts_are_weighted_by_the_profiles_class_weights(run, folders,
     assert "the masks have no classes ['hat']; they have ['disc', 'top']" in err
 
 
+def test_training_starts_from_the_bundled_trunk_unless_it_is_from_scratch(run, own, labels, tmp_path):
+    base, likeness = ConfidenceEstimator.load(weights_path("base")), {}
+    for name, more in (("bundled", []), ("scratch", ["--scratch"])):
+        assert run("train", own, *labels, "--steps", 1, *more, "--output", tmp_path / name)[0] == 0
+        trunk = ConfidenceEstimator.load(tmp_path / name / "disc.safetensors").trunk.state_dict()
+        likeness[name] = [
+            float(torch.cosine_similarity(trunk[key].flatten(), value.flatten(), dim=0))
+            for key, value in base.trunk.state_dict().items()
+            if value.ndim == 4
+        ]
+    assert min(likeness["bundled"]) > 0.95
+    assert np.mean(likeness["scratch"]) < 0.5
+
+
 def test_at_most_limit_pictures_are_looked_at(run, own, labels, tmp_path):
     arguments = ("train", own, *labels, "--scratch", "--steps", 2, "--limit", 8, "--output", tmp_path)
     assert run(*arguments)[0] == 0
@@ -317,7 +331,10 @@ def test_list_names_every_bundled_profile_and_where_its_maps_come_from(run):
     assert "no weights: learns from semantic" in lines["hair_color"]
     assert "no weights: learns from torchvision" in lines["person"]
     assert lines["centre_prior"].split()[1] == "centre"
-    assert "estimator" in lines["salient_object"]
+    for name in ("salient_object", "pets"):
+        quality = source_from_profile(TaskProfile.load(name)).quality
+        wanted = f"AP {quality['scores']['ap']:.2f}" if quality else "not measured"
+        assert f"estimator, {wanted}" in lines[name]
     assert all(TaskProfile.load(name).description in line for name, line in lines.items())
 
 

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as nnf
@@ -15,7 +13,7 @@ from infill_aug.confidence.training import (
     change_pairs,
     confidence_loss,
     draw_pair_changes,
-    fit_temperature,
+    fit_calibration,
     read_training_set,
 )
 
@@ -282,15 +280,17 @@ def test_half_precision_logits_have_the_loss_of_single_precision():
     assert torch.equal(confidence_loss(logits, targets, known), confidence_loss(logits.float(), targets, known))
 
 
-# --- temperature ---
+# --- calibration ---
 
 
+@pytest.mark.parametrize("offset", [-2.0, 0.0, 1.0])
 @pytest.mark.parametrize("planted", [0.2, 0.5, 1.0, 2.0, 5.0])
-def test_a_planted_temperature_is_found(planted):
+def test_a_planted_calibration_is_found(planted, offset):
     generator = torch.Generator().manual_seed(0)
     honest = 2 * torch.randn(200_000, generator=generator)
     truth = (torch.rand(200_000, generator=generator) < honest.sigmoid()).float()
-    assert fit_temperature(honest * planted, truth) == pytest.approx(planted, rel=0.03)
+    found = fit_calibration((honest - offset) * planted, truth)
+    assert found == (pytest.approx(planted, rel=0.03), pytest.approx(offset, abs=0.03))
 
 
 @given(
@@ -298,7 +298,7 @@ def test_a_planted_temperature_is_found(planted):
     scale=st.sampled_from([0.0, 1e-4, 0.1, 1.0, 10.0, 1000.0]),
     kind=st.sampled_from(["soft", "hard", "right", "wrong", "empty", "full"]),
 )
-def test_a_fitted_temperature_is_never_worse_than_none_on_what_it_was_fitted_to(seed, scale, kind):
+def test_a_fitted_calibration_is_never_worse_than_none_on_what_it_was_fitted_to(seed, scale, kind):
     generator = torch.Generator().manual_seed(seed)
     logits, noise = scale * torch.randn(2, 1, 9, 9, generator=generator), torch.rand(2, 1, 9, 9, generator=generator)
     truth = {
@@ -309,14 +309,26 @@ def test_a_fitted_temperature_is_never_worse_than_none_on_what_it_was_fitted_to(
         "empty": noise * 0,
         "full": noise * 0 + 1,
     }[kind]
-    temperature = fit_temperature(logits, truth)
-    assert 0.05 <= temperature <= 20.0001
-    fitted, plain = (float(nnf.binary_cross_entropy_with_logits(logits / t, truth)) for t in (temperature, 1.0))
+    temperature, offset = fit_calibration(logits, truth)
+    assert 0.0499 <= temperature <= 20.0001
+    assert abs(offset) <= 10
+    fitted, plain = (
+        float(nnf.binary_cross_entropy_with_logits(logits / t + o, truth))
+        for t, o in ((temperature, offset), (1.0, 0.0))
+    )
     assert fitted <= plain + 1e-6 * max(1.0, plain)
 
 
-def test_a_temperature_keeps_half_confidence_where_it_is():
-    temperature = fit_temperature(torch.tensor([3.0, 3.0, 3.0, -3.0]), torch.tensor([1.0, 1.0, 0.0, 0.0]))
-    assert math.isfinite(temperature)
-    assert temperature > 1
-    assert torch.sigmoid(torch.tensor(0.0) / temperature) == 0.5
+def test_a_map_that_is_right_in_its_order_but_lies_under_a_half_is_lifted():
+    """As an early checkpoint of a target that covers most of the picture."""
+    logits = torch.linspace(-3, -1, 1000)
+    truth = (logits > -2.6).float()
+    temperature, offset = fit_calibration(logits, truth)
+    found = (logits / temperature + offset).sigmoid() > 0.5
+    assert (found == (truth > 0.5)).float().mean() > 0.98
+
+
+def test_a_calibration_is_found_in_inference_mode_too():
+    with torch.inference_mode():
+        logits = torch.randn(1000)
+        assert fit_calibration(logits, (logits > 0.2).float())[1] < 0

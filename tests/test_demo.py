@@ -147,7 +147,7 @@ def without_masks(few):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(demo_confidence_module, "_STEPS", 20)
+    monkeypatch.setattr(demo_confidence_module, "_STEPS", 40)
 
 
 def tiny(confidence):
@@ -162,7 +162,7 @@ def test_masks_teach_an_estimator_with_as_many_as_it_may_have(kind, few, quick, 
     assert "learned from 12 masks" in line
     notes = json.loads((tmp_path / "report.md").read_text(encoding="utf-8").split("```json\n")[1].split("```")[0])
     assert notes["pictures"] + notes["held out"] == 12
-    assert notes["steps"] == 20
+    assert notes["steps"] == 40
     assert source.quality["verdict"] in line
     # A digit that it never saw is found by the picture alone.
     inside, outside = [], []
@@ -185,13 +185,15 @@ def test_where_a_classifier_looks_teaches_an_estimator_without_masks(few, withou
     assert torch.equal(source(few.tied.images[0], None), other(few.tied.images[0], None))
 
 
-def test_the_centre_and_profiles_are_taken_as_they_are(few, own_profile, tmp_path):
+def test_the_centre_and_profiles_are_taken_as_they_are(few, without_masks, own_profile, tmp_path):
     assert demo_confidence(tiny("centre"), few, tmp_path / "none") == (CentreConfidence(), "centre prior")
     source, line = demo_confidence(tiny("centre_prior"), few, tmp_path / "none")
     assert (source, line) == (CentreConfidence(0.3), "profile centre_prior")
     source, line = demo_confidence(tiny(own_profile), few, tmp_path / "none")
     assert source.identity()["head"] == "mine"
     assert source.falloff == 0.1
+    source, line = demo_confidence(tiny("auto"), without_masks, tmp_path / "none")
+    assert (source.estimator.head, line) == ("salient_object", "profile salient_object")
     assert not (tmp_path / "none").exists()
 
 

@@ -23,7 +23,7 @@ from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.confidence.sources import CallableConfidence, MaskConfidence
 from infill_aug.confidence.teachers.cam import CamConfidence
 from infill_aug.confidence.teachers.grabcut import GrabCutConfidence
-from infill_aug.confidence.training import fit_temperature, read_training_set
+from infill_aug.confidence.training import fit_calibration, read_training_set
 from infill_aug.functional.masks import masked_share, threshold_mask
 from infill_aug.functional.quality import average_precision
 from infill_aug.lit.estimator import fit_estimator
@@ -480,7 +480,10 @@ def test_without_calibration_they_would_not_and_with_it_anew_they_do_again(pair,
     with torch.no_grad():
         logits = sure.logits(held.images.float() / 255)
     targets = nnf.adaptive_avg_pool2d(held.targets.float() / 255, logits.shape[-2:])
-    sure.temperature.fill_(fit_temperature(logits, targets))
-    assert sure.temperature > 2
+    temperature, offset = fit_calibration(logits, targets)
+    assert temperature > 2
+    with torch.no_grad():
+        sure.temperature.fill_(temperature)
+        sure.logit.bias += offset * temperature
     after = shares(EstimatorConfidence(sure), images)
     assert ((after - wanted).abs() < 0.05).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from tqdm.auto import tqdm
 from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.samples import split_sample
+
+# Bounds of a calibration: beyond them a map is flat, or was already.
+_LOG_MOST, _MOST_OFFSET = math.log(20), 10.0
 
 # Pictures are read, shrunk and scored in groups of this many.
 _READ = 64
@@ -212,29 +216,41 @@ def confidence_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     return ((entropy + jaccard) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature that makes held-out confidence fit what matters (Guo et al., 2017).
+def fit_calibration(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """The temperature and the offset that make held-out confidence fit what matters (Platt, 1999).
+
+    ``sigmoid(logits / temperature + offset)`` is fitted by minimising the cross entropy. A temperature alone
+    (Guo et al., 2017) cannot mend a checkpoint that orders pixels well and puts them all on one side of a half.
 
     Args:
         logits: any shape, of pictures that were not trained on.
         targets: same shape, 0..1.
 
     Returns:
-        Divisor of the logits, 0.05..20: above 1 where they were too sure of themselves.
+        Divisor of the logits, 0.05..20: above 1 where they were too sure of themselves; and what is added after it.
 
     Example:
-        >>> import torch
-        >>> truth = (torch.arange(100) < 80).float()  # 80 % of the pixels that are given this logit matter
-        >>> bool(1.8 < fit_temperature(torch.full((100,), 2.77), truth) < 2.2)
-        True
+        >>> logits = torch.tensor([-4.0, 0.0, 4.0]).repeat(1000)
+        >>> truth = (torch.rand(3000, generator=torch.Generator().manual_seed(0)) < (logits / 2 + 1).sigmoid()).float()
+        >>> [round(value) for value in fit_calibration(logits, truth)]
+        [2, 1]
     """
-    flat, wanted = logits.detach().float().flatten(), targets.detach().float().flatten()
+    # In double precision, and enabled also in inference mode, where maps are made.
+    with torch.inference_mode(False), torch.enable_grad():
+        flat, wanted = (part.detach().double().flatten().clone() for part in (logits, targets))
+        unknown = torch.zeros(2, dtype=torch.float64, requires_grad=True)
 
-    def cost(log_temperature: float) -> float:
-        return float(nnf.binary_cross_entropy_with_logits(flat / torch.tensor(log_temperature).exp(), wanted))
+        def parameters() -> tuple[Tensor, Tensor]:
+            return unknown[0].clamp(-_LOG_MOST, _LOG_MOST).exp(), unknown[1].clamp(-_MOST_OFFSET, _MOST_OFFSET)
 
-    low, high = torch.tensor(0.05).log().item(), torch.tensor(20.0).log().item()
-    for _ in range(40):  # ternary search: the cost has one minimum in the inverse of the temperature
-        third = (high - low) / 3
-        low, high = (low, high - third) if cost(low + third) < cost(high - third) else (low + third, high)
-    return float(torch.tensor((low + high) / 2).exp())
+        def cost() -> Tensor:
+            optimizer.zero_grad()
+            temperature, offset = parameters()
+            loss = nnf.binary_cross_entropy_with_logits(flat / temperature + offset, wanted)
+            loss.backward()
+            return loss
+
+        optimizer = torch.optim.LBFGS([unknown], max_iter=100, line_search_fn="strong_wolfe")
+        optimizer.step(cost)
+        temperature, offset = parameters()
+    return temperature.item(), offset.item()

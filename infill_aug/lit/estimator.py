@@ -23,7 +23,7 @@ from infill_aug.confidence.training import (
     change_pairs,
     confidence_loss,
     draw_pair_changes,
-    fit_temperature,
+    fit_calibration,
 )
 from infill_aug.functional.masking import masking_loss
 from infill_aug.functional.quality import average_precision
@@ -148,7 +148,7 @@ def fit_estimator(
     Args:
         estimator: where to start, with one head for each channel of the targets; it is left as it is.
         training: pictures and maps, see ``read_training_set``.
-        validation: others, for the choice of the checkpoint and the temperature.
+        validation: others, for the choice of the checkpoint and the calibration.
         steps: optimiser steps; 1500 take one to two minutes on two cores at 128 px.
         batch_size: pictures a step.
         learning_rate: peak of the schedule.
@@ -245,4 +245,7 @@ def _calibrate(estimator: ConfidenceEstimator, validation: TrainingSet) -> None:
     for head in range(len(estimator.heads)):
         rows = validation.known[:, head]
         if rows.any():
-            estimator.temperature[head] = fit_temperature(logits[rows, head], targets[rows, head])
+            temperature, offset = fit_calibration(logits[rows, head], targets[rows, head])
+            estimator.temperature[head] = temperature
+            # The bias is divided by the temperature too.
+            estimator.logit.bias[head] += offset * temperature  # type: ignore[index]
