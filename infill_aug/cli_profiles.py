@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -64,8 +65,6 @@ def _labels(parser: argparse.ArgumentParser, required: bool = False) -> None:
 
 def _profile(options: Any) -> Any:
     """The profile, with the options of its teacher that the command line gives."""
-    import dataclasses
-
     from infill_aug.profile import TaskProfile
 
     profile = TaskProfile.load(options.profile)
@@ -169,11 +168,17 @@ def _train(options: Any) -> int:
 def _evaluate(options: Any) -> int:
     from infill_aug.confidence.evaluation import evaluate_confidence
     from infill_aug.confidence.from_profile import source_from_profile
+    from infill_aug.confidence.network import NetworkConfidence
 
     profile = _profile(options)
     dataset, truth = _data(options, profile)
     source = source_from_profile(profile, options.device)
-    quality = evaluate_confidence(source, dataset, truth, limit=options.limit, progress=not options.json)
+    if isinstance(source, NetworkConfidence):
+        # The network's own scores, as the quality in its weights: a ring is no claim about the pixels it lies on.
+        measured = source_from_profile(dataclasses.replace(profile, falloff=0.0), options.device)
+    else:
+        measured = source
+    quality = evaluate_confidence(measured, dataset, truth, limit=options.limit, progress=not options.json)
     print(json.dumps(quality.to_dict(), indent=2) if options.json else f"{quality}\n\n{quality.verdict}")
     if options.output:
         from infill_aug.confidence.profile_report import save_report

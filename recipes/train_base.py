@@ -2,8 +2,8 @@
 
     python recipes/train_base.py --pets F --more-pets F --backgrounds F --coco F --salient-images F --salient-masks F
 
-Folders: Oxford-IIIT Pet with trimaps (``oxford-iiit-pet`` inside), the same without trimaps, CC0 photographs without
-pets, COCO with annotations (its CC BY pictures are used), and, only to measure, pictures with masks of salient objects.
+Folders: Oxford-IIIT Pet with trimaps, the same without, CC0 photographs without pets, COCO with annotations (its CC BY
+pictures are used), and, only to measure, pictures with masks of salient objects.
 """
 
 import argparse
@@ -87,8 +87,7 @@ def main() -> None:
     parser.add_argument("--output", default="outputs/base.safetensors")
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--steps", type=int, default=4000)
-    options, started = parser.parse_args(), time.perf_counter()
-    torch.manual_seed(0)
+    options, started, _ = parser.parse_args(), time.perf_counter(), torch.manual_seed(0)
     draw, size = torch.Generator().manual_seed(0), options.size
     scenes = random_crops(PictureFolder(options.backgrounds), size, 40)
     labelled, more, test = pets_sets(options, size)
@@ -106,16 +105,14 @@ def main() -> None:
     made = [paste_objects(held_pets, scenes, 40, draw), paste_shapes(scenes, 30, draw, BOTH)]
     held = TrainingSet.join([held_pets, held_cats, held_coco, *made])
     estimator = fit_estimator(ConfidenceEstimator(HEADS, size), training, held, steps=options.steps, batch_size=32)
-    salient = MaskFolder(options.salient_images, options.salient_masks)
-    masks = MaskConfidence("mask", falloff=0.0)
-    for head, data, truth in (("pets", test, TRIMAP), ("salient_object", salient, masks)):
+    salient = MaskFolder(options.salient_images, options.salient_masks), MaskConfidence("mask", falloff=0.0)
+    for head, (data, truth) in (("pets", (test, TRIMAP)), ("salient_object", salient)):
         estimator.head = head
         report = evaluate_confidence(EstimatorConfidence(estimator), data, truth)
         estimator.quality[head] = report.to_dict()
         print(f"\n{head}\n{report}")
-    notes = {"seed": 0, "steps": options.steps, "pictures": len(training), "date": str(datetime.date.today())}
-    estimator.save(options.output, **notes, seconds=round(time.perf_counter() - started))
-    print(f"{notes}, {options.output}")
+    notes = {"seed": 0, "pictures": len(training), "date": str(datetime.date.today())}
+    estimator.save(options.output, **notes, steps=options.steps, seconds=round(time.perf_counter() - started))
 
 
 if __name__ == "__main__":
