@@ -157,6 +157,7 @@ def _train(options: Any) -> int:
         limit=options.limit,
         seed=options.seed,
         device=options.device,
+        accelerator="cpu" if options.device == "cpu" else "auto",
         start=None if options.scratch else "base",
     )
     print(f"{learned.quality}\n\n{learned.quality.verdict}")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image as PILImage
 
 from infill_aug.confidence.coco import CocoObjects
-from infill_aug.confidence.sources import MaskConfidence
+from infill_aug.confidence.sources import BoxConfidence, MaskConfidence
 from infill_aug.confidence.training import read_training_set
 from infill_aug.samples import split_sample
 
@@ -214,3 +214,11 @@ def test_a_panoptic_file_of_stuff_alone_has_no_objects(folder, maps):
 def test_a_panoptic_file_without_its_folder_says_what_it_needs(folder):
     with pytest.raises(ValueError, match="needs panoptic="):
         CocoObjects(folder, write(folder, panoptic()))[0]
+
+
+def test_boxes_are_the_extents_of_the_masks_and_cover_them(folder):
+    picture, target = CocoObjects(folder, write(folder, instances()))[0]
+    image = torch.zeros(3, *picture.size[::-1], dtype=torch.uint8)
+    assert target["boxes"].tolist() == [[2, 2, 16, 10], [1, 12, 4, 15]]
+    covered = BoxConfidence("boxes", falloff=0)(image, target) > 0
+    assert covered[MaskConfidence("mask", falloff=0)(image, target) > 0].all()

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw
 from torch.utils.data import Dataset
+from torchvision.ops import masks_to_boxes
 
 
 class CocoObjects(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
     """Pictures of a COCO annotation file with one mask for each object; needs no further library.
 
-    Samples are ``(picture, {"mask": (N, H, W) array of 0 and 1, "labels": N category names})``. Crowds, objects given
+    Samples are ``(picture, {"mask": (N, H, W) array of 0 and 1, "boxes": (N, 4) tensor of the masks' extents as xyxy,
+    "labels": N category names})``. Crowds, objects given
     as run lengths and what a panoptic file has for stuff are left out, and so are pictures without an object that is
     left.
 
@@ -90,7 +93,11 @@ class CocoObjects(Dataset[tuple[PILImage.Image, dict[str, Any]]]):
                 "give the folder of the pictures that were annotated"
             )
         masks = [self._mask(part, picture.size) for part in objects]
-        return picture, {"mask": np.stack(masks), "labels": [part["name"] for part in objects]}
+        seen = [i for i, mask in enumerate(masks) if mask.any()]  # an object may be smaller than a pixel
+        stack = np.stack([masks[i] for i in seen]) if seen else np.zeros((0, *picture.size[::-1]), np.uint8)
+        boxes = masks_to_boxes(torch.from_numpy(stack))
+        boxes[:, 2:] += 1  # to the far side of the last pixel
+        return picture, {"mask": stack, "boxes": boxes, "labels": [objects[i]["name"] for i in seen]}
 
     def _mask(self, part: dict[str, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
         if "file" in part:
