@@ -43,10 +43,9 @@ def add_profiles(commands: Any) -> None:
 
     for command in (show, train, evaluate):
         command.add_argument("--device", default="cpu", help="where networks run (default: %(default)s)")
-    for command in (train, evaluate, show):
-        command.add_argument(
-            "--teacher", default="{}", help="JSON of options that replace the profile's, such as a local checkpoint"
-        )
+    train.add_argument(
+        "--teacher", default="{}", help="JSON of options that replace the profile's, such as a local checkpoint"
+    )
 
 
 def _action(actions: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -68,6 +67,8 @@ def _profile(options: Any) -> Any:
     from infill_aug.profile import TaskProfile
 
     profile = TaskProfile.load(options.profile)
+    if not hasattr(options, "teacher"):
+        return profile
     try:
         changed = json.loads(options.teacher)
     except json.JSONDecodeError as error:
@@ -90,7 +91,21 @@ def _data(options: Any, profile: Any) -> tuple[Any, Any]:
     weights = None
     if options.foreground is None and dataset.classes and profile.class_weights:
         weights = dataset.weights(profile.class_weights)
+    elif options.foreground is None and not dataset.classes:
+        _check_binary(dataset)
     return dataset, MaskConfidence("mask", options.foreground, weights, falloff=0.0)
+
+
+def _check_binary(dataset: Any) -> None:
+    """Refuse masks of several label values of which nobody said which matter: a background may have any of them."""
+    import numpy as np
+
+    values = sorted({int(v) for i in range(min(len(dataset), 8)) for v in np.unique(dataset[i][1]["mask"])})
+    if len(values) > 2 or (len(values) == 2 and values[0] != 0):
+        shown = f"{values[:12]}{' and more' if len(values) > 12 else ''}"
+        raise ValueError(
+            f"the masks hold the values {shown}: name those that matter, such as --foreground {values[-1]}"
+        )
 
 
 def _list(options: Any) -> int:
@@ -144,7 +159,10 @@ def _show(options: Any) -> int:
 
 
 def _train(options: Any) -> int:
-    from infill_aug.lit.learn import learn_profile
+    try:
+        from infill_aug.lit.learn import learn_profile
+    except ImportError as error:
+        raise ImportError(f"training needs {error.name}: pip install 'infill-aug[demo]'") from error
 
     profile = _profile(options)
     dataset, source = _data(options, profile)
@@ -157,7 +175,6 @@ def _train(options: Any) -> int:
         limit=options.limit,
         seed=options.seed,
         device=options.device,
-        accelerator="cpu" if options.device == "cpu" else "auto",
         start=None if options.scratch else "base",
     )
     print(f"{learned.quality}\n\n{learned.quality.verdict}")
@@ -174,11 +191,8 @@ def _evaluate(options: Any) -> int:
     profile = _profile(options)
     dataset, truth = _data(options, profile)
     source = source_from_profile(profile, options.device)
-    if isinstance(source, NetworkConfidence):
-        # The network's own scores, as the quality in its weights: a ring is no claim about the pixels it lies on.
-        measured = source_from_profile(dataclasses.replace(profile, falloff=0.0), options.device)
-    else:
-        measured = source
+    # The network's own scores, as the quality in its weights: a ring is no claim about the pixels it lies on.
+    measured = source.ungraded() if isinstance(source, NetworkConfidence) else source
     quality = evaluate_confidence(measured, dataset, truth, limit=options.limit, progress=not options.json)
     print(json.dumps(quality.to_dict(), indent=2) if options.json else f"{quality}\n\n{quality.verdict}")
     if options.output:

@@ -39,7 +39,6 @@ def main(cfg: DictConfig) -> float:
         freeze_trunk=cfg.freeze_trunk,
         classifier=instantiate(cfg.classifier),
         device=cfg.device,
-        accelerator=cfg.accelerator,
         logger=loggers or False,
     )
     print(f"\n{learned.quality}\n\n{learned.quality.verdict}\n{learned.seconds:.0f} s; {learned.folder / 'report.md'}")

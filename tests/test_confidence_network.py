@@ -174,7 +174,7 @@ def test_a_config_is_json_with_the_identity_and_changes_with_all_that_changes_a_
     ]  # fmt: skip
     configs = [network.config() for network in networks]
     assert len({digest(config) for config in configs}) == len(configs)
-    assert configs[0] == {"source": "Brightness", "falloff": 0.0, "edges": 0.0, "exponent": 1.0}
+    assert configs[0] == {"source": f"{__name__}.Brightness", "falloff": 0.0, "edges": 0.0, "exponent": 1.0}
     assert all(json.loads(json.dumps(config)) == config for config in configs)
     assert Brightness(falloff=1).config() == Brightness(falloff=1.0).config()
 

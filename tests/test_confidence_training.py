@@ -66,10 +66,24 @@ def test_a_network_is_read_in_batches_and_gives_what_it_gives_one_by_one():
 
 
 def test_pil_pictures_dictionaries_and_chosen_indices_are_read():
-    data = [{"photo": PILImage.new("RGB", (20, 10), (i, i, i)), "mask": torch.ones(10, 20)} for i in range(9)]
-    read = read_training_set(data, MaskConfidence("mask"), 8, indices=[7, 2], image_key="photo", progress=False)
+    half = torch.zeros(10, 20)
+    half[:, :10] = 1
+    data = [{"photo": PILImage.new("RGB", (20, 10), (i, i, i)), "mask": half} for i in range(9)]
+    read = read_training_set(
+        data, MaskConfidence("mask", falloff=0), 8, indices=[7, 2], image_key="photo", progress=False
+    )
     assert read.images[:, 0, 0, 0].tolist() == [7, 2]
-    assert (read.targets == 255).all()
+    assert (read.targets[..., :3] == 255).all()
+    assert (read.targets[..., 5:] == 0).all()
+
+
+def test_a_picture_in_which_nothing_is_labelled_teaches_nothing():
+    """Label sources give full confidence there, so that nothing is lost in a build; learned, it would be wrong."""
+    data = [(picture(i), {"mask": disc() * (i != 1)}) for i in range(3)]
+    read = read_training_set(data, MaskConfidence("mask", falloff=0), 16, progress=False)
+    assert read.known.flatten().tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="none of the 1 maps says anything"):
+        read_training_set(data[1:2], MaskConfidence("mask", falloff=0), 16, progress=False)
 
 
 class Unreadable(list):

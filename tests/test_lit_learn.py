@@ -54,7 +54,8 @@ HELD = drawings(12, 3, 70, 60)
 
 
 def learn(output, profile=DISC, data=DATA, **options):
-    return learn_profile(profile, data, output, **{"source": MASKS, "start": None, "steps": 100, **QUICK, **options})
+    quick = {name: value for name, value in QUICK.items() if name != "accelerator"}  # follows the device
+    return learn_profile(profile, data, output, **{"source": MASKS, "start": None, "steps": 100, **quick, **options})
 
 
 def colours(path):
@@ -86,7 +87,7 @@ def test_weights_profile_report_and_pictures_are_written_and_no_picture_is_blank
 
 def test_the_profile_passes_and_finds_what_it_was_taught(learned):
     assert learned.quality.passes
-    assert learned.quality.samples == 10
+    assert learned.quality.samples == 6
     assert learned.quality.scores["ap"] > 0.9 > 0.6 > learned.quality.centre["ap"]
     source = source_from_profile(dataclasses.replace(learned.profile, falloff=0.0))
     for image, target in HELD:
@@ -119,8 +120,8 @@ def test_the_file_says_how_the_weights_were_made(learned):
         notes = json.loads(file.metadata()["notes"])
     assert notes.pop("date")[:2] == "20"
     assert notes == {
-        "seed": 0, "steps": 100, "pictures": 54, "held out": 10, "learned from": MASKS.config(),
-        "torch": str(torch.__version__),
+        "seed": 0, "steps": 100, "pictures": 51, "pictures to choose by": 7, "pictures to measure on": 6,
+        "learned from": MASKS.config(),        "torch": str(torch.__version__),
     }  # fmt: skip
     assert learned.estimator.quality["disc"] == json.loads(json.dumps(learned.quality.to_dict()))
 
@@ -204,7 +205,7 @@ def test_a_split_is_disjoint_evenly_spaced_and_within_the_limit(count, limit, se
     steps = {b - a for a, b in itertools.pairwise(both)}
     assert max(steps) - min(steps) <= 1
     assert len(held) >= 2
-    assert len(held) == max(2, round(0.15 * len(both)))
+    assert len(held) == max(2, round(0.2 * len(both)))
     assert (training, held) == (sorted(training), sorted(held))
     assert split_indices(count, limit, seed) == (training, held)
 
@@ -223,7 +224,7 @@ def test_only_so_many_pictures_are_read(tmp_path):
 
     made = learn(tmp_path, data=Counted(DATA), limit=8, steps=2)
     assert read == {0, 8, 16, 24, 32, 40, 48, 56}
-    assert made.quality.samples == 2
+    assert made.quality.samples == 1
 
 
 # --- what is refused ---
@@ -244,7 +245,7 @@ def test_a_classifier_in_training_mode_is_refused_before_anything_is_read(classi
 
 
 def test_four_pictures_are_enough_to_go_through(tmp_path):
-    assert learn(tmp_path, data=DATA[:4], steps=2).quality.samples == 2
+    assert learn(tmp_path, data=DATA[:4], steps=2).quality.samples == 1
 
 
 def test_pictures_whose_held_out_masks_are_empty_go_through_and_fail(tmp_path):

@@ -148,7 +148,10 @@ class Scorer:
             self.store.refresh()  # written by this build; kept in the store, not in memory
         note = self.store.get(key)
         payload = self.store.get(note.decode()) if note is not None else None
-        return decode_map(payload) if payload is not None else None
+        try:
+            return decode_map(payload) if payload is not None else None
+        except (RuntimeError, OSError):  # a damaged record is as good as none
+            return None
 
     def _write(self, writer: InfillStoreWriter) -> None:
         for score, confidence in self._unwritten.items():

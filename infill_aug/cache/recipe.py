@@ -84,7 +84,7 @@ def map_key(confidence: Tensor) -> str:
 
 def score_key(source: Mapping[str, Any], image: str, prompt: Any = None) -> str:
     """Key of the note that says which map a network gave an image: the network, the image, and what prompted it."""
-    return digest(["score", dict(source), image, prompt])
+    return digest(["score", _VERSION, dict(source), image, prompt])
 
 
 def infill_key(

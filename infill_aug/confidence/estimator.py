@@ -35,7 +35,7 @@ class ConfidenceEstimator(nn.Module):
     Convention:
         * images ``(B, 3, H, W)`` floating point in 0..1, any size from one pixel, not normalised
         * confidence ``(B, 1, H, W)`` in 0..1, same size, dtype and device, calibrated: of the pixels at 0.8, about
-          80 % matter
+          80 % matter, in pictures like those that it was calibrated on
         * in half precision and in ``channels_last`` as in float32
 
     Args:
@@ -139,7 +139,8 @@ class ConfidenceEstimator(nn.Module):
             ValueError: no or repeated heads, or this estimator came from ``fused()``.
         """
         self._check_not_fused()
-        other = ConfidenceEstimator(heads, self.input_size)
+        with torch.random.fork_rng(devices=[]):  # nearly all of it is overwritten: no reason to change others' draws
+            other = ConfidenceEstimator(heads, self.input_size)
         other.trunk.load_state_dict(self.trunk.state_dict())
         with torch.no_grad():
             for to, name in enumerate(heads):
@@ -232,7 +233,8 @@ class ConfidenceEstimator(nn.Module):
                 f"{metadata.get('version', 'unknown')}, this package reads {_FORMAT} {_VERSION}; train them again, or "
                 "use the version of infill_aug that wrote them"
             )
-        estimator = cls(json.loads(metadata["heads"]), int(metadata["input_size"]))
+        with torch.random.fork_rng(devices=[]):  # reading a file must not change anybody's draws
+            estimator = cls(json.loads(metadata["heads"]), int(metadata["input_size"]))
         wanted = {name for name in estimator.state_dict() if not name.endswith("num_batches_tracked")}
         if set(tensors) != wanted:
             raise ValueError(
@@ -284,10 +286,10 @@ class EstimatorConfidence(NetworkConfidence):
 
 
 def weights_digest(module: nn.Module) -> str:
-    """32 hex digits that change with every weight of a module."""
+    """32 hex digits that change with every weight of a module, and with its layers."""
     import hashlib
 
-    content = hashlib.blake2b(digest(sorted(module.state_dict())).encode(), digest_size=16)
+    content = hashlib.blake2b(digest([repr(module), sorted(module.state_dict())]).encode(), digest_size=16)
     for _, value in sorted(module.state_dict().items()):
         content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return content.hexdigest()

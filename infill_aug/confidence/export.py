@@ -29,6 +29,7 @@ class _Confidence(nn.Module):
 
     def __init__(self, estimator: ConfidenceEstimator, head: str) -> None:
         super().__init__()
+        estimator._check_not_fused()
         fused = estimator.fused().float().cpu()
         index = fused.heads.index(head)
         self.trunk, self.logit = fused.trunk, nn.Conv2d(fused.logit.in_channels, 1, 1)

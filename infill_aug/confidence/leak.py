@@ -80,7 +80,7 @@ def leak_probe(confidence: Tensor, labels: Sequence[Hashable] | Tensor, *, seed:
         raise ValueError(f"folds must lie in 2..{LEAK_SAMPLES}, got {folds}")
     # Not inference tensors, which could not be learned from, even if the caller's are.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach other devices too
         maps = confidence.detach().to("cpu", torch.float32).clone()
         if maps.shape[-2:] != (LEAK_SIDE, LEAK_SIDE):
             maps = nnf.interpolate(maps, (LEAK_SIDE, LEAK_SIDE), mode="bilinear", align_corners=False, antialias=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as nnf
@@ -72,7 +73,10 @@ class NetworkConfidence(ABC):
 
     def config(self) -> dict[str, Any]:
         """Fields that enter the cache key."""
-        return {"source": type(self).__name__, "falloff": self.falloff, "edges": self.edges, **self.identity()}
+        own = type(self)
+        # Two of your sources in different modules may have one name.
+        name = own.__name__ if own.__module__.startswith("infill_aug.") else f"{own.__module__}.{own.__qualname__}"
+        return {"source": name, "falloff": self.falloff, "edges": self.edges, **self.identity()}
 
     def __call__(self, image: Tensor, target: Any) -> Tensor:
         """``(1, H, W)`` float32 map in 0..1 of one ``(3, H, W)`` ``uint8`` image.
@@ -99,6 +103,10 @@ class NetworkConfidence(ABC):
         prompts = [self.prompt(target) for target in targets] if targets is not None else [None] * len(images)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, image in enumerate(images):
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+                raise ValueError(
+                    f"images must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}; see to_uint8_image"
+                )
             groups[tuple(image.shape)].append(i)
         found: list[Tensor] = [torch.empty(0)] * len(images)
         for indices in groups.values():
@@ -132,6 +140,12 @@ class NetworkConfidence(ABC):
             scores = nnf.interpolate(scores, size=size, mode="bilinear", align_corners=False)
         scores = scores.clamp(0, 1)
         return spread(scores, self.falloff, images if self.edges else None, self.edges)
+
+    def ungraded(self) -> Self:
+        """The same source without its ring: the network's own scores, which is what can be measured."""
+        plain = copy.copy(self)
+        plain.falloff = 0.0
+        return plain
 
     def quantised(self, images: Sequence[Tensor], targets: Sequence[Any] | None = None) -> list[Tensor]:
         """The maps as ``uint8``, as stores keep them; each picture is scored alone.

@@ -48,8 +48,8 @@ class PointConfidence:
             raise ValueError(f"radius must lie in 0..1, a share of sqrt(H * W), got {self.radius}")
         if not 0 <= self.falloff <= 2:
             raise ValueError(f"falloff must lie in 0..2, got {self.falloff}")
-        if not self.edges >= 0:
-            raise ValueError(f"edges must be 0 or more, got {self.edges}")
+        if not 0 <= self.edges < float("inf"):
+            raise ValueError(f"edges must be 0 or more, finite, got {self.edges}")
 
     def __call__(self, image: Tensor, target: Any) -> Tensor:
         """``(1, H, W)`` float32 map in 0..1 of one ``(3, H, W)`` ``uint8`` image.
@@ -102,4 +102,7 @@ def point_discs(points: Any, radius: float, height: int, width: int) -> Tensor:
         raise ValueError(f"points must be finite, got {tensor.tolist()}; leave out those that are not known")
     x, y = tensor.reshape(-1, 2).floor()[:, :, None, None].unbind(dim=1)
     rows, columns = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
-    return ((rows - y) ** 2 + (columns - x) ** 2 <= radius**2).any(dim=0, keepdim=True)
+    inside = torch.zeros(1, height, width, dtype=torch.bool)
+    for column, row in zip(x, y, strict=True):  # one at a time: all together they would not fit for a large picture
+        inside |= (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+    return inside

@@ -56,7 +56,8 @@ def save_report(
     """
     images, maps, truths = _pictures(dataset, source, truth, image_key)
     # The reliability is that of the scores: a ring around the object is no claim about its pixels.
-    plain = _ungraded(source, images) or maps
+    whole = isinstance(source, NetworkConfidence) and not source.reads_target
+    plain = source.ungraded().maps(images) if whole else maps  # type: ignore[attr-defined]
     save_share_curve(maps, folder / "share_curve.png", mode=profile.mode, protect_above=profile.protect_above)
     save_reliability(plain, truths, folder / "reliability.png")
     scores = [float(iou(one[None], true[None])) for one, true in zip(plain, truths, strict=True)]
@@ -124,14 +125,3 @@ def _pictures(
         small.append((F.resize(image, size), F.resize(one, size).clamp(0, 1), F.resize(true, size, nearest) > 0.5))
     drawn, shown, known = zip(*small, strict=True)
     return list(drawn), list(shown), list(known)
-
-
-def _ungraded(source: ConfidenceSource, images: list[Tensor]) -> list[Tensor] | None:
-    """The source's maps without its ring, where it can be taken off."""
-    if not isinstance(source, NetworkConfidence) or source.reads_target:
-        return None
-    falloff, source.falloff = source.falloff, 0.0
-    try:
-        return source.maps(images)
-    finally:
-        source.falloff = falloff

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as nnf
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -92,7 +93,7 @@ class EstimatorModule(pl.LightningModule):
             labels = classifier(pictures).argmax(dim=1)
         return masking_loss(classifier, pictures, confidence.sigmoid(), labels).total
 
-    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Follow the weights after each step."""
         self.average.update_parameters(self.estimator)
 
@@ -137,7 +138,7 @@ def fit_estimator(
     seed: int = 0,
     freeze_trunk: bool = False,
     classifier: nn.Module | None = None,
-    accelerator: str = "auto",
+    accelerator: str = "cpu",
     progress: bool = True,
     logger: Any = False,
 ) -> ConfidenceEstimator:
@@ -183,7 +184,6 @@ def fit_estimator(
             raise ValueError(
                 f"{len(estimator.heads)} heads, but the {name} targets have {part.targets.shape[1]} channels"
             )
-    pl.seed_everything(seed, verbose=False)
     trained = estimator.with_heads(estimator.heads)
     trained.head = estimator.head
     module = EstimatorModule(
@@ -198,7 +198,8 @@ def fit_estimator(
     loader: DataLoader[Any] = DataLoader(training, batch_size=size, shuffle=True, drop_last=True, generator=order)
     held: DataLoader[Any] = DataLoader(validation, batch_size=64)
     measured = bool((validation.known & (validation.targets > 127).flatten(2).any(dim=2)).any())
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch, isolate_rng():
+        torch.manual_seed(seed)  # of the augmentation; the caller's own draws go on as they were
         # Pictures are in memory: workers would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*")
@@ -234,6 +235,11 @@ def fit_estimator(
     fitted = module.averaged.cpu()
     result = fitted.with_heads(fitted.heads).eval()
     result.head = estimator.head
+    # What was measured of other weights says nothing of these.
+    taught = (training.known.any(dim=0) | (not freeze_trunk)).tolist()
+    result.quality = {
+        name: value for name, value in estimator.quality.items() if not taught[estimator.heads.index(name)]
+    }
     _calibrate(result, validation)
     return result
 
@@ -244,7 +250,8 @@ def _calibrate(estimator: ConfidenceEstimator, validation: TrainingSet) -> None:
     targets = nnf.adaptive_avg_pool2d(validation.targets.float() / 255, (logits.shape[-2], logits.shape[-1]))
     for head in range(len(estimator.heads)):
         rows = validation.known[:, head]
-        if rows.any():
+        matters = targets[rows, head] > 0.5
+        if matters.any() and not matters.all():  # else nothing is known of where a half lies
             temperature, offset = fit_calibration(logits[rows, head], targets[rows, head])
             estimator.temperature[head] = temperature
             # The bias is divided by the temperature too.

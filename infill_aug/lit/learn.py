@@ -7,6 +7,7 @@ import datetime
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from infill_aug.profile import TaskProfile
 
 # Bundled weights whose trunk a training starts from, where the profile names none.
 _START = "base"
-_HELD = 0.15
+_HELD = 0.2
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,6 @@ def learn_profile(
     freeze_trunk: bool = False,
     classifier: nn.Module | None = None,
     device: torch.device | str = "cpu",
-    accelerator: str = "auto",
     image_key: str | int | None = None,
     progress: bool = True,
     logger: Any = False,
@@ -89,8 +89,7 @@ def learn_profile(
         freeze_trunk: train the head alone, and keep the other heads of ``start`` beside it.
         classifier: of pictures in 0..1, in evaluation mode, for the masking-model objective beside the maps, and for
             the scores of faithfulness; it is left as it is.
-        device: where the maps are computed.
-        accelerator: of the training, as Lightning's trainer takes it.
+        device: where maps are computed and the estimator is trained.
         image_key: key or position of the image in a sample.
         progress: show progress bars.
         logger: as Lightning's trainer takes it.
@@ -105,6 +104,8 @@ def learn_profile(
     profile = TaskProfile.load(profile)
     if steps < 1:  # Lightning takes -1 for a training without end
         raise ValueError(f"steps must be 1 or more, got {steps}")
+    if find_spec("matplotlib") is None:  # the report would fail when the training is over
+        raise ImportError("the report needs matplotlib: pip install 'infill-aug[demo]'")
     if classifier is not None:
         check_classifier(classifier)  # it would be refused when the training is over
     source = source or teacher_from_profile(profile, device)
@@ -114,12 +115,14 @@ def learn_profile(
             f"the dataset has {len(dataset)} pictures, and limit is {limit}; four are the least, fifty are a start"
         )
     training, held = split_indices(len(dataset), limit, seed)
+    # Some choose the checkpoint and calibrate it, the others measure: what was chosen by pictures looks good on them.
+    choosing, measuring = held[::2], held[1::2]
     parts = [
         read_training_set(dataset, source, profile.input_size, indices=part, image_key=image_key, progress=progress)
-        for part in (training, held)
+        for part in (training, choosing)
     ]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         begin = _beginning(profile, start, freeze_trunk)
     only = [begin.heads.index(begin.head)]
     if len(begin.heads) > 1:
@@ -127,30 +130,38 @@ def learn_profile(
         parts = [part.widen(len(begin.heads), only[0]) for part in parts]
     estimator = fit_estimator(
         begin, *parts, steps=steps, batch_size=batch_size, seed=seed, freeze_trunk=freeze_trunk, classifier=classifier,
-        accelerator=accelerator, progress=progress, logger=logger,
+        accelerator="cpu" if torch.device(device).type == "cpu" else "auto", progress=progress, logger=logger,
     )  # fmt: skip
-    estimator.head = begin.head
-    learned = EstimatorConfidence(estimator, device=device)
-    held_out = Subset(dataset, held)
-    quality = evaluate_confidence(
-        learned, held_out, truth or source, classifier=classifier, image_key=image_key, seed=seed, progress=progress
-    )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    estimator.quality[estimator.head] = quality.to_dict()
     notes: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "seed": seed,
         "steps": steps,
         "pictures": len(training),
-        "held out": len(held),
+        "pictures to choose by": len(choosing),
+        "pictures to measure on": len(measuring),
         "learned from": getattr(source, "config", dict)(),
         "torch": str(torch.__version__),
     }
     weights = f"{profile.name}.safetensors"
+    estimator.save(folder / weights, **notes)  # before anything else can go wrong
+    held_out = Subset(dataset, measuring)
+    quality = evaluate_confidence(
+        EstimatorConfidence(estimator, device=device),
+        held_out,
+        truth or source,
+        classifier=classifier,
+        labels=classifier is None,  # the dataset's classes need not be the classifier's
+        image_key=image_key,
+        seed=seed,
+        progress=progress,
+    )
+    estimator.quality[estimator.head] = quality.to_dict()
     estimator.save(folder / weights, **notes)
     fields = dataclasses.replace(profile, source="estimator", weights=weights).to_dict()
-    fields["source_options"] = {"head": estimator.head}
+    kept = {name: value for name, value in profile.source_options.items() if name in ("falloff", "edges")}
+    fields["source_options"] = {**kept, "head": estimator.head}
     text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     (folder / f"{profile.name}.yaml").write_text(text, encoding="utf-8")
     made = TaskProfile.load(folder / f"{profile.name}.yaml")
@@ -165,7 +176,7 @@ def split_indices(count: int, limit: int, seed: int) -> tuple[list[int], list[in
 
     Example:
         >>> [len(part) for part in split_indices(1000, 100, 0)]
-        [85, 15]
+        [80, 20]
     """
     chosen = [i * count // min(count, limit) for i in range(min(count, limit))]
     order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed)).tolist()

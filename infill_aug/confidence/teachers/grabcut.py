@@ -166,7 +166,9 @@ class GrabCutConfidence(NetworkConfidence):
 
     def identity(self) -> dict[str, Any]:
         """Size and number of the cuts; what prompts them is in each picture's own key."""
-        return {"side": self.side, "iterations": self.iterations}
+        import cv2
+
+        return {"side": self.side, "iterations": self.iterations, "opencv": cv2.__version__}
 
     def _cut(self, picture: Tensor, prompt: Mapping[str, Sequence[Sequence[float]]]) -> Tensor:
         """``(1, 1, h, w)`` map of one ``(1, 3, H, W)`` picture."""

@@ -86,4 +86,6 @@ class SnappedConfidence(NetworkConfidence):
 
     def identity(self) -> dict[str, Any]:
         """The source's configuration, and the weight of the centre."""
-        return {"of": self.source.config(), "centre": self.centre}
+        import cv2
+
+        return {"of": self.source.config(), "centre": self.centre, "opencv": cv2.__version__}
