@@ -287,9 +287,11 @@ SOURCES = {
             "foreground": (1, 3),
             "class_weights": {1: 0.5},
             "falloff": 0.3,
+            "edges": 5.0,
+            "inset": 1,
         },
     ),
-    "boxes": (BoxConfidence(), {"key": "boxes", "format": "xywh", "falloff": 0.3}),
+    "boxes": (BoxConfidence(), {"key": "boxes", "format": "xywh", "falloff": 0.3, "edges": 5.0}),
     "centre": (CentreConfidence(), {"falloff": 0.4}),
     "callable": (CallableConfidence(lambda image, target: image, "a"), {"name": "b"}),
 }
@@ -337,9 +339,14 @@ def test_a_profile_of_points_reads_them_with_its_edges():
         source_from_profile(TaskProfile("p", "points", {"foreground": [1]}))
 
 
-@pytest.mark.parametrize("source", ["mask", "boxes", "centre"])
-def test_sources_that_know_no_edges_are_made_without(source):
-    assert source_from_profile(TaskProfile("p", source, edges=9.0)) == source_from_profile(TaskProfile("p", source))
+@pytest.mark.parametrize("source", ["mask", "boxes"])
+def test_a_profile_of_labels_reads_them_with_its_edges(source):
+    assert source_from_profile(TaskProfile("p", source, edges=9.0)).edges == 9.0
+
+
+def test_a_centre_prior_knows_no_edges():
+    with pytest.raises(ValueError, match="profile 'p': source 'centre' knows no edges, got 9"):
+        source_from_profile(TaskProfile("p", "centre", edges=9.0))
 
 
 @pytest.fixture(scope="module")
@@ -497,3 +504,35 @@ def test_masks_of_every_type_protect(mask):
 def test_a_target_with_nothing_to_protect_is_refused(target, protect, error, message):
     with pytest.raises(error, match=message):
         protect_labelled(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8), target, protect)
+
+
+# --- edges and inset ---
+
+
+def test_an_inset_takes_the_rim_off_and_leaves_what_would_vanish():
+    labels = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.int64)
+    labels[0, 3:9, 4:12] = 1
+    labels[1, 10, 2] = 1  # one pixel
+    tight = MaskConfidence(falloff=0, inset=1)(IMAGE, labels)[0] > 0
+    wanted = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    wanted[4:8, 5:11] = True
+    wanted[10, 2] = True
+    assert torch.equal(tight, wanted)
+    with pytest.raises(ValueError, match="inset must be 0 pixels or more, got -1"):
+        MaskConfidence(inset=-1)
+
+
+@pytest.mark.parametrize("source", [MaskConfidence(edges=50.0), BoxConfidence(edges=50.0)], ids=["mask", "boxes"])
+def test_with_edges_the_ring_of_labels_stays_on_its_own_side(source):
+    image = torch.zeros(3, 24, 24, dtype=torch.uint8)
+    image[:, :, 15:] = 255
+    mask = torch.zeros(24, 24, dtype=torch.int64)
+    mask[10:14, 10:14] = 1
+    target = mask if isinstance(source, MaskConfidence) else torch.tensor([[10.0, 10.0, 14.0, 14.0]])
+    confidence = source(image, target)[0]
+    same, beyond = confidence[12, 7], confidence[12, 16]  # three pixels from the object, each
+    assert same > 2 * beyond
+    plain = dataclasses.replace(source, edges=0.0)(image, target)[0]
+    assert plain[12, 7] == pytest.approx(plain[12, 16].item(), abs=1e-5)
+    with pytest.raises(ValueError, match="edges must be 0 or more"):
+        dataclasses.replace(source, edges=-1.0)

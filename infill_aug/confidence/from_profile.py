@@ -45,6 +45,8 @@ def source_from_profile(profile: TaskProfile, device: torch.device | str = "cpu"
     _check(profile, options, allowed)
     if "edges" in allowed:
         options = {"edges": profile.edges, **options}
+    elif profile.edges:
+        raise ValueError(f"profile {profile.name!r}: source {profile.source!r} knows no edges, got {profile.edges}")
     return kind(**options)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
-from infill_aug.functional.grading import centre_prior, grade
+from infill_aug.functional.grading import centre_prior, grade, spread
+from infill_aug.functional.masks import erode
 from infill_aug.samples import pick
 from infill_aug.types import check_confidence
 
@@ -56,9 +57,12 @@ class MaskConfidence:
         foreground: values of the mask that matter; ``None``: every value but 0.
         class_weights: confidence 0..1 by value of the mask, instead of 1 for every foreground value.
         falloff: reach of the ring around the object as a share of ``sqrt(H * W)``.
+        edges: how much an edge of the picture holds that ring back, 0 or more; 0 grades by distance alone.
+        inset: pixels by which objects are made smaller all around: their outermost pixels hold some of the background,
+            and what is labelled is kept. An object that would vanish stays as it is.
 
     Raises:
-        ValueError: a class weight outside 0..1.
+        ValueError: a class weight outside 0..1, or edges or inset below 0.
 
     Example:
         >>> import torch
@@ -72,8 +76,13 @@ class MaskConfidence:
     foreground: Sequence[int] | None = None
     class_weights: Mapping[int, float] | None = None
     falloff: float = 0.2
+    edges: float = 0.0
+    inset: int = 0
 
     def __post_init__(self) -> None:
+        _check_edges(self.edges)
+        if self.inset < 0:
+            raise ValueError(f"inset must be 0 pixels or more, got {self.inset}")
         wrong = {k: w for k, w in (self.class_weights or {}).items() if not 0 <= float(w) <= 1}
         if wrong:
             raise ValueError(f"class_weights must lie in 0..1, got {wrong}")
@@ -99,7 +108,11 @@ class MaskConfidence:
             weights[torch.isin(labels, torch.tensor(list(self.foreground)))] = 1.0
         else:
             weights[labels != 0] = 1.0
-        return _graded(weights.amax(dim=0, keepdim=True), self.falloff)
+        if self.inset:
+            tight = erode(weights[None], self.inset)[0]
+            gone = ~(tight > 0).flatten(1).any(dim=1)
+            weights = torch.where(gone[:, None, None], weights, tight)
+        return _graded(weights.amax(dim=0, keepdim=True), self.falloff, image, self.edges)
 
     def config(self) -> dict[str, Any]:
         """Fields that enter the cache key."""
@@ -116,6 +129,10 @@ class BoxConfidence:
         key: where the boxes are in the target.
         format: ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``, absolute pixels; a ``BoundingBoxes`` brings its own.
         falloff: reach of the ring around the boxes as a share of ``sqrt(H * W)``.
+        edges: how much an edge of the picture holds that ring back, 0 or more; 0 grades by distance alone.
+
+    Raises:
+        ValueError: edges below 0.
 
     Example:
         >>> import torch
@@ -127,6 +144,10 @@ class BoxConfidence:
     key: Key = None
     format: str = "xyxy"
     falloff: float = 0.2
+    edges: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_edges(self.edges)
 
     def __call__(self, image: Tensor, target: Any) -> Tensor:
         """Map of one sample.
@@ -137,7 +158,7 @@ class BoxConfidence:
         """
         height, width = image.shape[-2:]
         inside = _box_mask(pick(target, self.key), self.format, height, width)
-        return _graded(inside.float(), self.falloff)
+        return _graded(inside.float(), self.falloff, image, self.edges)
 
     def config(self) -> dict[str, Any]:
         """Fields that enter the cache key."""
@@ -267,11 +288,18 @@ def _annotations(target: Any, wanted: type, keys: tuple[str, ...]) -> Any:
             yield from _annotations(value, wanted, keys)
 
 
-def _graded(weights: Tensor, falloff: float) -> Tensor:
+def _graded(weights: Tensor, falloff: float, image: Tensor, edges: float) -> Tensor:
     """``(1, H, W)`` weights as a graded map; full confidence where there is no object."""
     if not (weights > 0).any():
         return torch.ones_like(weights)
+    if edges > 0:
+        return spread(weights[None], falloff, image[None].cpu().float() / 255, edges)[0]
     return grade(weights[None], falloff)[0]
+
+
+def _check_edges(edges: float) -> None:
+    if not 0 <= edges < float("inf"):
+        raise ValueError(f"edges must be 0 or more, finite, got {edges}")
 
 
 def _label_map(mask: Any) -> Tensor:

@@ -43,6 +43,7 @@ class DemoConfig:
         batch_size: pictures a step.
         backend: infill backend.
         variants: fills of each mask.
+        inset: pixels by which ``oracle`` makes the labelled masks smaller all around.
         start: threshold at the start.
         target: share of the best validation accuracy that the threshold must not cost.
         p: share of pictures that the infill arms change.
@@ -59,6 +60,7 @@ class DemoConfig:
     batch_size: int = 64
     backend: str = "donor"
     variants: int = 2
+    inset: int = 0
     start: float = 0.8
     target: float = 0.85
     p: float = 0.9

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from infill_aug.cache.build import BuildReport, build_cache
 from infill_aug.cache.store import InfillStore
-from infill_aug.confidence.sources import ConfidenceSource
+from infill_aug.confidence.sources import ConfidenceSource, MaskConfidence
 from infill_aug.datasets import InfillDataset
 from infill_aug.demo.arms import ARMS, INFILL_ARMS, ArmResult, train_arm
 from infill_aug.demo.confidence import demo_confidence
@@ -75,6 +75,8 @@ def run_demo(config: DemoConfig) -> list[ArmResult]:
         if arm == "oracle" and data.train.masks is None:
             continue
         source: ConfidenceSource = data.source
+        if isinstance(data.source, MaskConfidence):
+            source = dataclasses.replace(data.source, inset=config.inset)
         if arm == "infill_aug":
             source, line = demo_confidence(config, data, output / "confidence")
             print(f"confidence: {line}")
