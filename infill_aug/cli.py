@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--resume", default="if_possible", choices=("never", "if_possible", "always"))
     build.add_argument("--codec", default="webp", choices=("webp", "jpeg", "raw"), help="webp is lossless")
     build.add_argument("--batch-size", type=int, default=16, help="infills at once (default: %(default)s)")
-    build.add_argument("--device", default="cpu", help="device of the backend (default: %(default)s)")
+    build.add_argument("--device", default="cpu", help="device of the networks (default: %(default)s)")
     build.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
     build.add_argument("--dry-run", action="store_true", help="measure a few images and estimate time and disk")
 
@@ -210,11 +210,12 @@ def _doctor(options: Any) -> int:
         "torch": "everything",
         "torchvision": "everything",
         "kornia": "variation of the infill",
-        "cv2": "backend telea (infill-aug[opencv])",
-        "lightning": "InfillDataModule, AdaptiveThreshold (infill-aug[lightning])",
+        "cv2": "backend telea, learning from boxes or a classifier (infill-aug[opencv])",
+        "lightning": "InfillDataModule, AdaptiveThreshold, training of profiles (infill-aug[lightning])",
         "hydra": "recipes and configs (infill-aug[hydra])",
         "transformers": "teachers semantic, saliency, prompted, text (infill-aug[teachers])",
         "onnx": "export of the estimator (infill-aug[export])",
+        "onnxscript": "export of the estimator (infill-aug[export])",
         "onnxruntime": "export and INT8 of the estimator (infill-aug[export])",
         "matplotlib": "pictures of the demo and of reports (infill-aug[demo])",
         "skimage": "photographs of the demo (infill-aug[demo])",
