@@ -161,7 +161,7 @@ def test_masks_teach_an_estimator_with_as_many_as_it_may_have(kind, few, quick, 
     assert source.falloff == 0.2
     assert "learned from 12 masks" in line
     notes = json.loads((tmp_path / "report.md").read_text(encoding="utf-8").split("```json\n")[1].split("```")[0])
-    assert notes["pictures"] + notes["held out"] == 12
+    assert notes["pictures"] + notes["pictures to choose by"] + notes["pictures to measure on"] == 12
     assert notes["steps"] == 40
     assert source.quality["verdict"] in line
     # A digit that it never saw is found by the picture alone.
@@ -179,7 +179,7 @@ def test_where_a_classifier_looks_teaches_an_estimator_without_masks(few, withou
     assert "without masks from where a plain classifier looks" in line
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert '"source": "SnappedConfidence"' in report
-    assert '"pictures": 20' in report
+    assert '"pictures": 19' in report
     # Masks, where there are some, only measure: what is learned is the same without.
     other, _ = demo_confidence(tiny("cam"), without_masks, tmp_path / "other")
     assert torch.equal(source(few.tied.images[0], None), other(few.tied.images[0], None))

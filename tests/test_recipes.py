@@ -151,7 +151,7 @@ def test_a_training_of_confidence_leaves_a_profile_with_its_weights_and_report(t
     folder = tmp_path / "outputs" / "confidence" / "salient_object"
     estimator = ConfidenceEstimator.load(folder / "salient_object.safetensors")
     quality = estimator.quality["salient_object"]
-    assert quality["samples"] == 4
+    assert quality["samples"] == 2
     assert quality["verdict"] in output
     assert f"| ap | {quality['scores']['ap']:.3f} |" in output
     report = (folder / "report.md").read_text(encoding="utf-8")
