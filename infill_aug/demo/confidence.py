@@ -26,7 +26,7 @@ from infill_aug.profile import TaskProfile
 
 # The estimator looks at the demo's pictures enlarged: their objects are a few pixels wide.
 _PROFILE = TaskProfile("demo", source="estimator", input_size=96, falloff=0.2)
-_STEPS = 400
+_STEPS = 800
 
 
 def demo_confidence(config: DemoConfig, data: DemoData, folder: Path) -> tuple[ConfidenceSource, str]:
