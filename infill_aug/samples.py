@@ -172,3 +172,9 @@ def label_of(target: Any) -> Hashable | None:
     if isinstance(target, tuple | list) and target:
         return label_of(target[0])
     return None
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` indices, evenly spaced from first to last."""
+    wanted = min(wanted, count)
+    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]

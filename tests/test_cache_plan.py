@@ -7,7 +7,7 @@ from tests_support import disc, picture
 from infill_aug.cache.build import BuildEstimate, build_cache
 from infill_aug.cache.codec import decode_map, decode_pixels
 from infill_aug.cache.inspect import entries, keys_of_recipes
-from infill_aug.cache.plan import Planner, Scorer, pool, spread
+from infill_aug.cache.plan import Planner, Scorer, pool
 from infill_aug.cache.store import InfillStore
 from infill_aug.confidence import (
     CallableConfidence,
@@ -20,6 +20,7 @@ from infill_aug.infill import load_backend
 from infill_aug.infill.backend import InfillError
 from infill_aug.key import image_digest
 from infill_aug.profile import TaskProfile
+from infill_aug.samples import spread
 from infill_aug.types import quantise_confidence
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from infill_aug.cache.codec import CODECS, encode_infill, encode_map
-from infill_aug.cache.plan import PlannedSample, Planner, Scorer, pool, spread
+from infill_aug.cache.plan import PlannedSample, Planner, Scorer, pool
 from infill_aug.cache.recipe import Recipe, entry_key, infill_key, map_key
 from infill_aug.cache.store import InfillStore, InfillStoreWriter
 from infill_aug.confidence.from_profile import source_from_profile
@@ -29,6 +29,7 @@ from infill_aug.infill import load_backend
 from infill_aug.infill.backend import InfillBackend, ModelConfig, PartialInfillError, SampleContext
 from infill_aug.key import digest, image_digest, seed_from
 from infill_aug.profile import TaskProfile
+from infill_aug.samples import spread
 
 RESUME_MODES = ("never", "if_possible", "always")
 # Samples that a dry run generates to measure time and size.

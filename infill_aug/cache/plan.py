@@ -19,7 +19,7 @@ from infill_aug.functional.masks import level_masks
 from infill_aug.infill.backend import PoolSample
 from infill_aug.key import image_digest
 from infill_aug.profile import TaskProfile
-from infill_aug.samples import label_of, split_sample
+from infill_aug.samples import label_of, split_sample, spread
 from infill_aug.types import quantise_confidence
 
 
@@ -166,12 +166,6 @@ class Scorer:
 
 def _failed(index: int, error: Exception) -> PlannedSample:
     return PlannedSample(index, error=f"{type(error).__name__}: {error}")
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` indices, evenly spaced from first to last."""
-    wanted = min(wanted, count)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
 def pool(plan: Planner, scorer: Scorer, size: int) -> Iterator[PoolSample]:

@@ -34,7 +34,7 @@ from infill_aug.functional.quality import (
     pointing_game,
     precision_recall_curve,
 )
-from infill_aug.samples import label_of, split_sample
+from infill_aug.samples import label_of, split_sample, spread
 from infill_aug.types import check_confidence
 
 # Long side in pixels above which pictures are shrunk: metrics sort every pixel, and gain nothing from more of them.
@@ -125,7 +125,7 @@ def evaluate_confidence(
     noise = torch.Generator().manual_seed(seed)
     small: list[Tensor] = []
     classes: list[Hashable | None] = []
-    order = _spaced(len(dataset), limit)
+    order = spread(len(dataset), len(dataset) if limit is None else limit)
     bar = tqdm(
         _scored(source, dataset, truth, order, image_key), total=len(order), disable=not progress, unit="picture"
     )
@@ -232,12 +232,6 @@ class _Faithfulness:
 
     def _classify(self, images: Tensor) -> Tensor:
         return self.classifier(images if self.normalize is None else self.normalize(images))
-
-
-def _spaced(count: int, limit: int | None) -> list[int]:
-    """Indices from first to last: datasets are often sorted by class, and a part should have all of them."""
-    wanted = count if limit is None else min(limit, count)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
 def _scored(

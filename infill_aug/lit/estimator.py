@@ -31,6 +31,8 @@ from infill_aug.functional.quality import average_precision
 
 # Validations in one training: enough to find the best checkpoint, too few to cost time.
 _VALIDATIONS = 12
+# Weight of the masking-model objective against the maps.
+_MASKING = 0.2
 
 
 class EstimatorModule(pl.LightningModule):
@@ -43,7 +45,6 @@ class EstimatorModule(pl.LightningModule):
         freeze_trunk: train the heads alone.
         classifier: for the masking-model objective of the head in use, on pictures in 0..1; a frozen copy of it runs
             here. ``None`` leaves it out.
-        masking_weight: weight of that objective against the maps.
     """
 
     def __init__(
@@ -54,12 +55,11 @@ class EstimatorModule(pl.LightningModule):
         *,
         freeze_trunk: bool = False,
         classifier: nn.Module | None = None,
-        masking_weight: float = 0.2,
     ) -> None:
         super().__init__()
         self.estimator, self.steps, self.learning_rate = estimator, steps, learning_rate
         estimator.trunk.requires_grad_(not freeze_trunk)
-        self.freeze_trunk, self.masking_weight = freeze_trunk, masking_weight
+        self.freeze_trunk = freeze_trunk
         # In a tuple: no submodule, so that it is neither trained, nor moved to training mode, nor checkpointed.
         self._classifier = (copy.deepcopy(classifier).eval().requires_grad_(False),) if classifier is not None else ()
         # Few steps and a high rate leave noise in the weights; their moving average is what is validated and kept.
@@ -80,7 +80,7 @@ class EstimatorModule(pl.LightningModule):
         logits = self.estimator.logits(pictures)
         loss = confidence_loss(logits, wanted, known)
         for classifier in self._classifier:
-            loss = loss + self.masking_weight * self._masking(classifier.to(self.device), pictures, logits)
+            loss = loss + _MASKING * self._masking(classifier.to(self.device), pictures, logits)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

@@ -124,10 +124,8 @@ def learn_profile(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         begin = _beginning(profile, start, freeze_trunk)
-    only = [begin.heads.index(begin.head)]
-    if len(begin.heads) > 1:
-        # The other heads are kept as they are: no picture here teaches them.
-        parts = [part.widen(len(begin.heads), only[0]) for part in parts]
+    # The other heads are kept as they are: no picture here teaches them.
+    parts = [part.widen(len(begin.heads), begin.heads.index(begin.head)) for part in parts]
     estimator = fit_estimator(
         begin, *parts, steps=steps, batch_size=batch_size, seed=seed, freeze_trunk=freeze_trunk, classifier=classifier,
         accelerator="cpu" if torch.device(device).type == "cpu" else "auto", progress=progress, logger=logger,
