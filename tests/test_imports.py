@@ -10,11 +10,11 @@ import infill_aug
 
 PACKAGE = Path(infill_aug.__file__).parent
 HEAVY = ("diffusers", "transformers", "lightning", "hydra", "gradio", "ray", "openai", "cv2", "matplotlib", "sklearn")
-HEAVY += ("onnx", "onnxruntime")
+HEAVY += ("accelerate", "huggingface_hub", "onnx", "onnxruntime", "peft", "requests")
 
 # Each block may import from itself and from the blocks above it.
 ORDER = [
-    ["key", "types", "samples"],
+    ["key", "types", "samples", "checkpoint"],
     ["descriptor", "profile"],
     ["functional"],
     ["threshold"],

@@ -6,6 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
+from infill_aug.infill.backend import BackendUnavailableError as BackendUnavailableError
 from infill_aug.infill.backend import InfillBackend as InfillBackend
 from infill_aug.infill.backend import InfillError as InfillError
 from infill_aug.infill.backend import ModelConfig as ModelConfig

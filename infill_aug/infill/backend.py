@@ -21,6 +21,10 @@ class InfillError(RuntimeError):
     """A backend cannot do what it was asked for."""
 
 
+class BackendUnavailableError(InfillError):
+    """A backend can fill nothing at all: weights, a library, the network, a key or the money for it is missing."""
+
+
 class PartialInfillError(InfillError):
     """Some samples of a batch could not be filled; the others were.
 
@@ -129,12 +133,14 @@ class InfillBackend(ABC):
     stochastic: ClassVar[bool] = False
     needs_visible: ClassVar[bool] = True  # cannot fill a picture of which nothing is left
     may_be_flat: ClassVar[bool] = False  # one flat colour is a fill like any other, not the sign of a failed model
+    soft_masks: ClassVar[bool] = False  # takes masks between 0 and 1, which say how much a pixel may change
     pool_size: int = 0  # how many training images ``prepare`` wants to see
     max_batch: ClassVar[int] = 64
 
     def __init__(self, **options: Any) -> None:
         self.check_options(options)
         self.options = options
+        self._fits: int | None = None  # most samples that went through memory at once, after one call did not
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise a ``ValueError`` that names an option out of range; sees arguments and a descriptor's options alike."""
@@ -165,9 +171,18 @@ class InfillBackend(ABC):
             max_batch=self.max_batch,
         )
 
+    def price(self, descriptor: TaskDescriptor, height: int, width: int) -> float:
+        """US dollars that one fill of this size costs; 0 for what runs on the user's own machine."""
+        return 0.0
+
     @abstractmethod
     def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
-        """Fill a batch that has been checked: float32 image with an empty hole, bool mask with no empty sample."""
+        """Fill a batch that has been checked: float32 image with an empty hole, bool mask with no empty sample.
+
+        Where ``soft_masks`` is set, the mask may be float32 in 0..1, and the image is empty only where it is 1. Raise a
+        ``PartialInfillError`` where some samples failed for good, a ``BackendUnavailableError`` where all would; what
+        else is raised is tried again with half of the batch, down to single samples.
+        """
 
     def generate_infill(
         self,
@@ -183,7 +198,8 @@ class InfillBackend(ABC):
 
         Args:
             masked_image: ``(B, 3, H, W)`` RGB floating point in 0..1; what lies under the mask is not looked at.
-            mask: ``(B, 1, H, W)``, bool or 0 / 1; 1 = fill.
+            mask: ``(B, 1, H, W)``, bool or 0 / 1; 1 = fill. Backends with ``soft_masks`` also take values in between:
+                how much a pixel may change; those see the pixels under them.
             descriptor: what to fill with.
             samples: identity, seed and label of each sample; by default derived from the visible pixels and the
                 descriptor's seed.
@@ -194,8 +210,10 @@ class InfillBackend(ABC):
         Raises:
             ValueError: shapes, dtypes or ranges that do not fit.
             PartialInfillError: some samples failed; it carries the others, and says why for each.
+            BackendUnavailableError: none can be filled; the message says what is missing.
         """
-        image, hole = _checked(masked_image, mask)
+        image, soft = _checked(masked_image, mask, self.soft_masks)
+        hole = soft > 0
         if samples is None:
             samples = _derived_samples(image, descriptor.seed)
         elif len(samples) != len(image):
@@ -204,35 +222,41 @@ class InfillBackend(ABC):
         result, reasons = image.clone(), dict[int, str]()
         todo = []
         for i, sample_hole in enumerate(hole):
-            if self.needs_visible and sample_hole.all():
+            if self.needs_visible and bool((soft[i] == 1).all()):
                 reasons[i] = f"nothing is visible for {self.name!r} to fill from; use a lower level, or protect a part"
             elif sample_hole.any():
                 todo.append(i)
-        step = max(1, config.max_batch)
+        step = max(1, min(config.max_batch, self._fits or config.max_batch))
         waiting = [todo[start : start + step] for start in range(0, len(todo), step)][::-1]
         while waiting:
             part = waiting.pop()
+            refused: Mapping[int, str] = {}
             try:
                 with torch.no_grad():
-                    fills = self._generate(image[part], hole[part], config, [samples[i] for i in part])
+                    fills = self._generate(image[part], soft[part], config, [samples[i] for i in part])
                 if not isinstance(fills, Tensor) or fills.shape != image[part].shape:
                     got = tuple(fills.shape) if isinstance(fills, Tensor) else type(fills).__name__
                     raise InfillError(f"{self.name} returned {got} for {tuple(image[part].shape)}")
+            except (BackendUnavailableError, ImportError):  # no other sample would go better
+                raise
+            except PartialInfillError as error:
+                fills, refused = error.images, error.reasons
             except Exception as error:  # one bad sample must not cost the others their fill
                 if len(part) > 1:
+                    middle = len(part) // 2
                     if _out_of_memory(error):
                         warnings.warn(
                             f"{self.name}: a batch of {len(part)} does not fit in memory; halving it",
                             ResourceWarning,
                             stacklevel=2,
                         )
-                    middle = len(part) // 2
+                        self._fits = middle
                     waiting += [part[middle:], part[:middle]]
                 else:
                     reasons[part[0]] = f"{type(error).__name__}: {error}"
                 continue
-            for i, fill in zip(part, fills.to(image.device, torch.float32), strict=True):
-                fault = _fault(fill, image[i], hole[i], self.may_be_flat)
+            for place, (i, fill) in enumerate(zip(part, fills.to(image.device, torch.float32), strict=True)):
+                fault = refused.get(place) or _fault(fill, image[i], hole[i], self.may_be_flat)
                 if fault:
                     reasons[i] = fault
                 else:
@@ -242,8 +266,11 @@ class InfillBackend(ABC):
         return result
 
 
-def _checked(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 image with an empty hole and bool mask, or a ``ValueError`` that says what does not fit."""
+def _checked(image: Tensor, mask: Tensor, soft_masks: bool) -> tuple[Tensor, Tensor]:
+    """Float32 image with an empty hole and bool mask, or a ``ValueError`` that says what does not fit.
+
+    The mask is float32 where it has values between 0 and 1 and may have them.
+    """
     if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
         raise ValueError(
             f"masked_image must be (B, 3, H, W) floating point in 0..1, got {tuple(image.shape)} {image.dtype}"
@@ -254,10 +281,17 @@ def _checked(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         )
     if mask.device != image.device:
         raise ValueError(f"mask is on {mask.device}, masked_image on {image.device}; move one of them")
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("mask must be bool, or hold 0 and 1 only; cut a soft mask at 0.5 first")
-    hole = mask.bool()
-    image = image.detach().float().masked_fill(hole, 0.0)
+    hole = mask
+    if mask.dtype != torch.bool:
+        if bool(((mask == 0) | (mask == 1)).all()):
+            hole = mask.bool()
+        elif not soft_masks:
+            raise ValueError("mask must be bool, or hold 0 and 1 only; cut a soft mask at 0.5 first")
+        elif not (mask.is_floating_point() and bool(((mask >= 0) & (mask <= 1)).all())):
+            raise ValueError("a soft mask must be floating point in 0..1; divide uint8 by 255")
+        else:
+            hole = mask.float()
+    image = image.detach().float().masked_fill(hole == 1, 0.0)
     if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):
         low, high = (float(v) for v in torch.aminmax(image))
         raise ValueError(f"visible pixels of masked_image must lie in 0..1, got values from {low:.4g} to {high:.4g}")

@@ -11,8 +11,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
+from infill_aug.checkpoint import Checkpoint
 from infill_aug.confidence.sources import Key, _annotations
-from infill_aug.confidence.teachers._shared import Checkpoint, Teacher, frame, prepare
+from infill_aug.confidence.teachers._shared import Teacher, frame, prepare
 from infill_aug.samples import pick
 
 _MODELS = ("SamModel", "Sam2Model")

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from infill_aug.checkpoint import Checkpoint, frozen
 from infill_aug.confidence.estimator import weights_digest
-from infill_aug.confidence.teachers._shared import Checkpoint, Teacher, frozen, logits_of, prepare
+from infill_aug.confidence.teachers._shared import Teacher, logits_of, prepare
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infill_aug.confidence.teachers._shared import Checkpoint, Teacher, check_weights, prepare, weigh
+from infill_aug.checkpoint import Checkpoint
+from infill_aug.confidence.teachers._shared import Teacher, check_weights, prepare, weigh
 
 # Those that score queries; others need a task as text, or pictures in tiles.
 _QUERIES = ("maskformer", "mask2former")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infill_aug.confidence.teachers._shared import Checkpoint, Teacher, check_weights, prepare
+from infill_aug.checkpoint import Checkpoint
+from infill_aug.confidence.teachers._shared import Teacher, check_weights, prepare
 
 
 class TextConfidence(Teacher):

@@ -11,16 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infill_aug.checkpoint import file_digest, frozen
 from infill_aug.confidence.estimator import weights_digest
-from infill_aug.confidence.teachers._shared import (
-    Teacher,
-    check_weights,
-    file_digest,
-    frozen,
-    logits_of,
-    prepare,
-    weigh,
-)
+from infill_aug.confidence.teachers._shared import Teacher, check_weights, logits_of, prepare, weigh
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -1,0 +1,59 @@
+"""Base of the backends that are networks: loaded with the first fill, run in batches of one size."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infill_aug.infill.backend import InfillBackend, ModelConfig, SampleContext
+
+
+class NetworkBackend(InfillBackend):
+    """A backend with weights: loaded when the first batch is filled, and left behind when it is pickled or copied.
+
+    In batches of different sizes a network's last bits differ, and cached bytes must not. So every batch has the same
+    size, short ones padded with their last sample: ``max_batch`` on an accelerator, one sample on a CPU, which gains
+    little from more. Fills are rounded to 8 bits.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._network: tuple[torch.device, Any] | None = None
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Any:
+        """The network, frozen, on the device."""
+
+    @abstractmethod
+    def _fill(
+        self, network: Any, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]
+    ) -> Tensor:
+        """``_generate`` for one batch of the fixed size."""
+
+    def network(self, device: torch.device) -> Any:
+        """What ``load`` gave, kept until another device is asked for."""
+        if self._network is None or self._network[0] != device:
+            self._network = None  # free the old one first
+            # Weights made in inference mode could not be used outside of it.
+            with torch.inference_mode(False):
+                self._network = (device, self.load(device))
+        return self._network[1]
+
+    def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
+        network = self.network(image.device)
+        size = 1 if image.device.type == "cpu" else min(config.max_batch, self._fits or config.max_batch)
+        fills = []
+        for start in range(0, len(image), size):
+            stop = min(start + size, len(image))
+            # Positions of a full batch; those behind the end repeat the last sample.
+            places = [min(i, stop - 1) for i in range(start, start + size)]
+            fill = self._fill(network, image[places], mask[places], config, [samples[i] for i in places])
+            fills.append(fill[: stop - start])
+        return (torch.cat(fills).float() * 255).round() / 255
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_network": None}
