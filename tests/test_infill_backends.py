@@ -21,7 +21,8 @@ from infill_aug.infill.backend import (
     PoolSample,
     SampleContext,
 )
-from infill_aug.infill.donor import DonorBackend, make_plate, match_colors
+from infill_aug.infill.donor import DonorBackend, match_colors
+from infill_aug.infill.donor_pool import make_plate
 from infill_aug.infill.noise import fractal_noise
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.key import image_digest

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 import time
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -26,7 +29,14 @@ from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.masks import check_levels
 from infill_aug.infill import load_backend
-from infill_aug.infill.backend import InfillBackend, ModelConfig, PartialInfillError, SampleContext
+from infill_aug.infill.backend import (
+    BackendUnavailableError,
+    InfillBackend,
+    ModelConfig,
+    PartialInfillError,
+    SampleContext,
+)
+from infill_aug.infill.gate import QualityGate
 from infill_aug.key import digest, image_digest, seed_from
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import spread
@@ -34,6 +44,8 @@ from infill_aug.samples import spread
 RESUME_MODES = ("never", "if_possible", "always")
 # Samples that a dry run generates to measure time and size.
 _PROBE = 8
+# Threads that encode a batch while the next one is generated.
+_ENCODERS = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class BuildReport:
         failed: what went wrong, one record a sample or infill; also in the store's ``failures``.
         seconds: wall clock.
         bytes: size of the store on disk after the run.
+        rejected: how many fills the gate turned down, by the first word of the reason.
+        fell_back: infills made by the fallback.
     """
 
     recipe: str
@@ -57,11 +71,16 @@ class BuildReport:
     failed: list[dict[str, Any]] = field(repr=False)
     seconds: float
     bytes: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    fell_back: int = 0
 
     def __str__(self) -> str:
+        turned_down = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
         return (
             f"{self.samples} images: {self.generated} infills generated, {self.present} already there, "
             f"{len(self.failed)} failures, {self.seconds:.1f} s, store {self.bytes / 1e6:.1f} MB"
+            + (f"; rejected and tried again: {turned_down}" if turned_down else "")
+            + (f"; {self.fell_back} by the fallback" if self.fell_back else "")
         )
 
 
@@ -72,10 +91,11 @@ class BuildEstimate:
     Args:
         samples: images of the dataset.
         infills: infills of the whole build, those already there included.
-        seconds: estimated wall clock of the whole build from nothing.
+        seconds: estimated wall clock of the whole build from nothing; NaN for a paid service, which is not tried.
         bytes: estimated size on disk.
         free: free bytes on the store's disk.
         probed: samples that the estimate rests on.
+        dollars: estimated price in US dollars, retries not counted.
     """
 
     samples: int
@@ -84,8 +104,15 @@ class BuildEstimate:
     bytes: int
     free: int
     probed: int
+    dollars: float = 0.0
 
     def __str__(self) -> str:
+        if self.dollars:
+            return (
+                f"{self.samples} images, {self.infills} infills: about {self.dollars:.2f} US dollars and "
+                f"{self.bytes / 1e6:.1f} MB at most ({self.free / 1e6:.0f} MB free); nothing was sent, so the time is "
+                "unknown"
+            )
         return (
             f"{self.samples} images, {self.infills} infills: about {self.seconds:.0f} s and {self.bytes / 1e6:.1f} MB "
             f"({self.free / 1e6:.0f} MB free), from {self.probed} samples"
@@ -132,6 +159,9 @@ def build_cache(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     image_key: str | int | None = None,
+    gate: QualityGate | None = None,
+    retries: int = 2,
+    fallback: InfillBackend | str | None = None,
     dry_run: bool = False,
     progress: bool = True,
 ) -> BuildReport | BuildEstimate:
@@ -160,7 +190,11 @@ def build_cache(
         device: device of the backend's tensors.
         num_workers: processes that read images and compute maps.
         image_key: key or position of the image in a sample.
-        dry_run: measure a few samples, store nothing, and return an estimate.
+        gate: turns fills down that are not fit to train on; they are tried again with the next seed.
+        retries: further tries of a fill that the gate turned down, 0 or more.
+        fallback: backend or its name for what the backend or the gate gave up; such infills are marked in the image's
+            entry. Without one they are failures.
+        dry_run: measure a few samples, store nothing, and return an estimate. A paid service is not called.
         progress: show a progress bar.
 
     Returns:
@@ -169,6 +203,7 @@ def build_cache(
     Raises:
         ValueError: an argument out of range; an empty dataset; ``resume`` and the store disagree.
         InfillStoreError: the disk is full or cannot be written. What was stored stays stored.
+        BackendUnavailableError: the backend can fill nothing, and there is no fallback. What was stored stays stored.
 
     Example:
         >>> import tempfile, torch
@@ -181,6 +216,10 @@ def build_cache(
     descriptor = _descriptor(descriptor)
     if isinstance(backend, str):
         backend = load_backend(backend)
+    if isinstance(fallback, str):
+        fallback = load_backend(fallback)
+    if isinstance(retries, bool) or retries < 0:
+        raise ValueError(f"retries must be 0 or more, got {retries!r}")
     source = source or source_from_profile(profile, device)
     _warn_of_quality(source)
     levels = check_levels(levels if levels is not None else [s * profile.bounds[1] for s in (0.5, 0.75, 1.0)])
@@ -188,9 +227,17 @@ def build_cache(
     store = store if isinstance(store, InfillStore) else InfillStore(store)
     plan = Planner(dataset, source, profile, levels, protect, image_key)
     scorer = Scorer(plan, source, store)
-    if backend.pool_size:
-        backend.prepare(pool(plan, scorer, backend.pool_size))
+    for each in (backend, fallback):
+        if each is not None and each.pool_size:
+            each.prepare(pool(plan, scorer, each.pool_size))
     config = backend.model_config(descriptor)
+    checks: dict[str, Any] = {}
+    if gate is not None:
+        checks |= {"gate": gate.identity(), "retries": retries}
+    if fallback is not None:
+        # The descriptor's options are the backend's: the fallback goes by its own.
+        spare = dataclasses.replace(descriptor, options={})
+        checks["fallback"] = fallback.model_config(spare).fingerprint()
     recipe = Recipe(
         source=source.config(),
         levels=levels,
@@ -202,17 +249,24 @@ def build_cache(
         backend=backend.name,
         fingerprint_of_backend=config.fingerprint(),
         variants=variants if config.stochastic else 1,
+        checks=checks,
     )
     if dry_run:
         return _estimate(plan, scorer, store, recipe, backend, config, descriptor, codec, batch_size, device)
     _check_resume(store, recipe, resume)
-    run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
+    run = _Run(
+        store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device), gate, retries, fallback
+    )
     run.maps = scorer.written
     started = time.perf_counter()
     loader = DataLoader(plan, batch_size=None, num_workers=num_workers, shuffle=False)
     store.write_document(f"recipe-{recipe.fingerprint()}", recipe.to_dict())
     store.write_document("latest", {"recipe": recipe.fingerprint()})
-    with store.writer() as writer, tqdm(total=len(plan), unit="image", disable=not progress, desc="infills") as bar:
+    with (
+        store.writer() as writer,
+        ThreadPoolExecutor(_ENCODERS) as run.encoders,
+        tqdm(total=len(plan), unit="image", disable=not progress, desc="infills") as bar,
+    ):
         for sample in scorer(loader, writer):
             run.add(sample, writer)
             bar.update()
@@ -227,6 +281,8 @@ def build_cache(
         failed=run.failed,
         seconds=time.perf_counter() - started,
         bytes=store.size_bytes(),
+        rejected=dict(run.rejected),
+        fell_back=run.fell_back,
     )
 
 
@@ -236,7 +292,15 @@ class _Run:
     def __init__(
         self, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
         descriptor: TaskDescriptor, codec: str, batch_size: int, device: torch.device,
+        gate: QualityGate | None = None, retries: int = 0, fallback: InfillBackend | None = None,
     ) -> None:  # fmt: skip
+        self.gate, self.fallback, self.fell_back = gate, fallback, 0
+        # Without randomness the next try gives the same fill.
+        self.tries = 1 + (retries if gate is not None and config.stochastic else 0)
+        self.rejected: Counter[str] = Counter()
+        self.encoders: ThreadPoolExecutor | None = None
+        self._encoding: list[tuple[_Job, Future[tuple[bytes, str]] | None]] = []
+        self._gone = False  # the backend can fill nothing more
         self.store, self.recipe, self.backend, self.config = store, recipe, backend, config
         self.descriptor, self.codec, self.batch_size, self.device = descriptor, codec, batch_size, device
         self.fingerprint = recipe.fingerprint()
@@ -258,7 +322,13 @@ class _Run:
             keys: list[str | None] = []
             for variant in range(self.recipe.variants):
                 key = infill_key(
-                    sample.digest, mask_digest, self.config.fingerprint(), self.recipe.descriptor, variant, sample.label
+                    sample.digest,
+                    mask_digest,
+                    self.config.fingerprint(),
+                    self.recipe.descriptor,
+                    variant,
+                    sample.label,
+                    self.recipe.checks,
                 )
                 seed = seed_from(self.descriptor.seed, sample.digest, mask_digest, variant)
                 context = SampleContext(sample.digest, seed, sample.label)
@@ -307,33 +377,100 @@ class _Run:
             while queue:
                 batch, queue[:] = queue[: self.batch_size], queue[self.batch_size :]
                 self._generate(batch, writer)
+        self._write(writer)
 
-    def fill(self, jobs: Sequence[_Job]) -> tuple[Tensor, Mapping[int, str]]:
+    def fill(self, jobs: Sequence[_Job]) -> tuple[Tensor, dict[int, str]]:
         """``uint8`` infills of a batch, and what went wrong by position."""
         images = torch.stack([job.image for job in jobs]).to(self.device).float() / 255
         masks = torch.stack([job.mask for job in jobs]).to(self.device)
-        reasons: Mapping[int, str] = {}
+        result, reasons = images.clone(), dict[int, str]()
+        waiting = list(range(len(jobs)))
+        for attempt in range(self.tries):
+            contexts = [_again(jobs[i].context, attempt) for i in waiting]
+            fills, failed = self._ask(self.backend, images[waiting], masks[waiting], contexts)
+            verdicts: list[str | None] = [None] * len(waiting)
+            if self.gate is not None:
+                # What is stored is judged: 8 bits.
+                verdicts = self.gate(images[waiting], (fills * 255).round() / 255, masks[waiting])
+            turned_down = []
+            for place, i in enumerate(waiting):
+                if place in failed:
+                    reasons[i] = failed[place]
+                elif verdict := verdicts[place]:
+                    self._turn_down(jobs[i], verdict)
+                    reasons[i] = f"rejected {attempt + 1} times, at last {verdict}"
+                    turned_down.append(i)
+                else:
+                    reasons.pop(i, None)
+                    result[i] = fills[place]
+            waiting = turned_down
+            if not waiting:
+                break
+        if reasons and self.fallback is not None:
+            left = sorted(reasons)
+            fills, failed = self._ask(self.fallback, images[left], masks[left], [jobs[i].context for i in left])
+            for place, i in enumerate(left):
+                if place in failed:
+                    reasons[i] += f"; the fallback {self.fallback.name!r}: {failed[place]}"
+                else:
+                    jobs[i].sample.entry.setdefault("fallback", {})[jobs[i].key] = (
+                        f"{self.fallback.name}: {reasons.pop(i)}"
+                    )
+                    self.fell_back += 1
+                    result[i] = fills[place]
+        return (result * 255).round().to(torch.uint8).cpu(), reasons
+
+    def _ask(
+        self, backend: InfillBackend, images: Tensor, masks: Tensor, contexts: Sequence[SampleContext]
+    ) -> tuple[Tensor, Mapping[int, str]]:
+        """Fills of a backend, and what went wrong by position; everything, where it is gone and there is a fallback."""
+        descriptor = self.descriptor
+        if backend is self.fallback:
+            descriptor = dataclasses.replace(descriptor, options={})
+        elif self._gone:
+            return images, dict.fromkeys(range(len(images)), f"{backend.name} is unavailable")
         try:
-            fills = self.backend.generate_infill(
-                images.masked_fill(masks, 0.0), masks, self.descriptor, samples=[job.context for job in jobs]
-            )
+            return backend.generate_infill(images.masked_fill(masks, 0.0), masks, descriptor, samples=contexts), {}
         except PartialInfillError as error:
-            fills, reasons = error.images, error.reasons
-        return (fills * 255).round().to(torch.uint8).cpu(), reasons
+            return error.images, error.reasons
+        except BackendUnavailableError as error:
+            if self.fallback is None or backend is self.fallback:
+                raise
+            self._gone = True
+            warnings.warn(
+                f"{backend.name} is unavailable, the fallback {self.fallback.name!r} fills the rest: {error}",
+                stacklevel=2,
+            )
+            return images, dict.fromkeys(range(len(images)), f"{backend.name} is unavailable: {error}")
+
+    def _turn_down(self, job: _Job, verdict: str) -> None:
+        self.rejected[verdict.split(":")[0]] += 1
+        job.sample.entry.setdefault("rejected", {}).setdefault(job.key, []).append(verdict)
 
     def _generate(self, jobs: Sequence[_Job], writer: InfillStoreWriter) -> None:
         fills, reasons = self.fill(jobs)
+        # The batch before was encoded meanwhile; it is written in its order, whatever thread was first.
+        self._write(writer)
+        assert self.encoders is not None
         for i, job in enumerate(jobs):
             if i in reasons:
                 self._fail(writer, job.sample.index, reasons[i], key=job.key)
                 for level, variant in job.places:
                     job.sample.entry["infills"][level][variant] = None
+                self._encoding.append((job, None))
             else:
-                writer.put(job.key, *encode_infill(fills[i], job.mask, job.image, self.codec))
+                encoded = self.encoders.submit(encode_infill, fills[i], job.mask, job.image, self.codec)
+                self._encoding.append((job, encoded))
+
+    def _write(self, writer: InfillStoreWriter) -> None:
+        for job, encoded in self._encoding:
+            if encoded is not None:
+                writer.put(job.key, *encoded.result())
                 self.generated += 1
             job.sample.waiting -= 1
             if job.sample.waiting == 0:
                 self._close(job.sample, writer)
+        self._encoding = []
 
     def _close(self, opened: _Open, writer: InfillStoreWriter) -> None:
         payload = json.dumps(opened.entry, separators=(",", ":")).encode()
@@ -345,6 +482,11 @@ class _Run:
         record = {"sample": index, "reason": reason, "recipe": self.fingerprint, "key": key}
         self.failed.append(record)
         writer.record_failure(record)
+
+
+def _again(context: SampleContext, attempt: int) -> SampleContext:
+    """The context of the next try: its own seed, the same whatever the batch."""
+    return dataclasses.replace(context, seed=seed_from(context.seed, "again", attempt)) if attempt else context
 
 
 def _descriptor(descriptor: TaskDescriptor | str | Mapping[str, Any] | None) -> TaskDescriptor:
@@ -391,13 +533,18 @@ def _estimate(
 ) -> BuildEstimate:  # fmt: skip
     run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
     indices = spread(len(plan), _PROBE)
-    infills = size = 0
+    infills, size, dollars = 0, 0, 0.0
     started = time.perf_counter()
     for sample in scorer(plan[index] for index in indices):
         if sample.error:
             continue
         _, jobs = run.jobs(sample)
-        fills, _ = run.fill(jobs) if jobs else (torch.empty(0), {})
+        each = backend.price(descriptor, *sample.image.shape[-2:])
+        if each:  # an estimate must not cost anything: the picture itself stands for its fill
+            dollars += each * len(jobs)
+            fills = [job.image for job in jobs]
+        else:
+            fills = list(run.fill(jobs)[0]) if jobs else []
         size += len(encode_map(sample.confidence)[0])
         for job, fill in zip(jobs, fills, strict=False):
             size += len(encode_infill(fill, job.mask, job.image, codec)[0]) + 1024  # header and padding
@@ -407,8 +554,9 @@ def _estimate(
     return BuildEstimate(
         samples=len(plan),
         infills=round(infills * share),
-        seconds=seconds * share,
+        seconds=math.nan if dollars else seconds * share,
         bytes=round(size * share),
         free=shutil.disk_usage(store.path).free,
         probed=len(indices),
+        dollars=dollars * share,
     )

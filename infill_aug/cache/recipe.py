@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,7 @@ class Recipe:
         backend: name of the backend, for people.
         fingerprint_of_backend: the model configuration's fingerprint.
         variants: fills of each mask.
+        checks: gate, retries and fallback that the fills went through; empty where there were none.
 
     Example:
         >>> recipe = Recipe({"source": "CentreConfidence"}, (0.5, 1.0), "quantile", 0.95, 0, None, {}, "noise", "", 2)
@@ -46,10 +47,12 @@ class Recipe:
     backend: str
     fingerprint_of_backend: str
     variants: int
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {**self.__dict__, "levels": list(self.levels), "version": _VERSION}
+        """All fields as JSON values; without checks there is no word of them, so that older stores stay valid."""
+        data = {**self.__dict__, "levels": list(self.levels), "version": _VERSION}
+        return data if self.checks else {name: value for name, value in data.items() if name != "checks"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -88,7 +91,13 @@ def score_key(source: Mapping[str, Any], image: str, prompt: Any = None) -> str:
 
 
 def infill_key(
-    image: str, mask: str, backend: str, descriptor: Mapping[str, Any], variant: int, label: object = None
+    image: str,
+    mask: str,
+    backend: str,
+    descriptor: Mapping[str, Any],
+    variant: int,
+    label: object = None,
+    checks: Mapping[str, Any] | None = None,
 ) -> str:
     """Key of one infill: everything that changes its pixels, and nothing else.
 
@@ -101,5 +110,6 @@ def infill_key(
         "descriptor": dict(descriptor),
         "variant": variant,
         "label": None if label is None else str(label),
+        **({"checks": dict(checks)} if checks else {}),
     }
     return digest(["infill", _VERSION, request])

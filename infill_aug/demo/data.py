@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from infill_aug.confidence.sources import CentreConfidence, MaskConfidence
 from infill_aug.functional.composite import composite
 from infill_aug.functional.masks import feather_mask
-from infill_aug.infill.donor import make_plate
+from infill_aug.infill.donor_pool import make_plate
 from infill_aug.samples import to_uint8_image
 from infill_aug.types import quantise_confidence
 

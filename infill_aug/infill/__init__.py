@@ -15,7 +15,10 @@ from infill_aug.infill.backend import SampleContext as SampleContext
 
 # Paths, not classes: a backend's libraries are loaded when it is, and not before.
 _BACKENDS = {
+    "diffusion": "infill_aug.infill.diffusion:DiffusionBackend",
     "donor": "infill_aug.infill.donor:DonorBackend",
+    "gan": "infill_aug.infill.gan:GANBackend",
+    "mae": "infill_aug.infill.mae:MAEBackend",
     "noise": "infill_aug.infill.noise:NoiseBackend",
     "push_pull": "infill_aug.infill.push_pull:PushPullBackend",
     "telea": "infill_aug.infill.telea:TeleaBackend",
@@ -27,7 +30,7 @@ def list_backends() -> list[str]:
 
     Example:
         >>> list_backends()
-        ['donor', 'noise', 'push_pull', 'telea']
+        ['diffusion', 'donor', 'gan', 'mae', 'noise', 'push_pull', 'telea']
     """
     return sorted(_BACKENDS)
 

@@ -9,16 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.masks import dilate
 from infill_aug.infill.backend import InfillBackend, InfillError, ModelConfig, PoolSample, SampleContext
-from infill_aug.infill.push_pull import push_pull
-from infill_aug.key import digest, image_digest
-
-# Longest side of a plate in the pool: a fill is resized to its image anyway, and 256 plates of this size are 48 MB.
-_PLATE_SIDE = 256
+from infill_aug.infill.donor_pool import DonorPool, random_crop
 
 
 class DonorBackend(InfillBackend):
@@ -69,8 +64,7 @@ class DonorBackend(InfillBackend):
         super().__init__(other_class=other_class, color_match=color_match)
         self.pool_size = pool_size
         self.object_above = object_above
-        self._plates: list[tuple[str, object, Tensor]] = []  # key, label, (3, h, w) uint8
-        self._pool_digest = ""
+        self._pool = DonorPool()
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """``other_class`` is true or false, ``color_match`` lies in 0..1."""
@@ -86,90 +80,23 @@ class DonorBackend(InfillBackend):
         Raises:
             InfillError: no image of the pool has any background.
         """
-        self._plates = []
-        for sample in pool:
-            plate = make_plate(sample.image, sample.confidence, self.object_above)
-            if plate is not None:
-                self._plates.append((sample.key, sample.label, plate))
-        if not self._plates:
+        self._pool = DonorPool.of(pool, self.object_above)
+        if not self._pool:
             raise InfillError("no image of the donor pool has any background: its maps protect every pixel")
-        # The plates themselves: the same pictures with other objects cut out are another pool.
-        plates = [[key, str(label), image_digest(plate)] for key, label, plate in self._plates]
-        self._pool_digest = digest([float(self.object_above), plates])
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
         """Options, and the digest of the pool as revision."""
-        return dataclasses.replace(super().model_config(descriptor), revision=self._pool_digest)
+        return dataclasses.replace(super().model_config(descriptor), revision=self._pool.digest)
 
     def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
         options = dict(config.options)
         fills = []
         for picture, hole, sample in zip(image.cpu(), mask.cpu(), samples, strict=True):
             random = np.random.default_rng(sample.seed)
-            plate = self._choose(random, sample, options["other_class"])
-            fill = _random_crop(random, plate, picture.shape[-2], picture.shape[-1])
+            plate = self._pool.choose(random, sample, options["other_class"])
+            fill = random_crop(random, plate, picture.shape[-2], picture.shape[-1])
             fills.append(match_colors(fill, picture, hole, options["color_match"]))
         return torch.stack(fills).to(image.device)
-
-    def _choose(self, random: np.random.Generator, sample: SampleContext, other_class: bool) -> Tensor:
-        if not self._plates:
-            raise InfillError("the donor backend has no donors; call prepare(), or fill through build_cache")
-        if other_class and sample.label is None:
-            raise InfillError("other_class=True needs a label for every sample; this one has none")
-        donors = [
-            plate
-            for key, label, plate in self._plates
-            if key != sample.key and not (other_class and label == sample.label)
-        ]
-        if not donors:
-            kind = f"of another class than {sample.label!r}" if other_class else "other than the image itself"
-            raise InfillError(
-                f"none of the {len(self._plates)} donors is {kind}; "
-                "fill from a dataset that has such images, or raise pool_size"
-            )
-        return donors[int(random.integers(len(donors)))]
-
-
-def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) -> Tensor | None:
-    """The background of an image with its object removed and continued smoothly.
-
-    Args:
-        image: ``(3, H, W)`` ``uint8``.
-        confidence: ``(1, H, W)`` ``uint8``.
-        object_above: confidence, 0..1, above which a pixel is the object's.
-
-    Returns:
-        ``(3, h, w)`` ``uint8``, at most 256 pixels on the longer side; ``None`` where nothing is background.
-
-    Example:
-        >>> import torch
-        >>> make_plate(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), 255, dtype=torch.uint8)) is None
-        True
-    """
-    scale = min(1.0, _PLATE_SIDE / max(image.shape[-2:]))
-    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-    small = F.resize(image.float() / 255, size, antialias=True)
-    inside = F.resize(confidence.float(), size, antialias=True) > object_above * 255
-    # A margin against the object's rim, which a mask that is a pixel off would leave standing.
-    inside = dilate(inside[None], max(1, max(size) // 64))
-    if bool(inside.all()):
-        return None
-    return (push_pull(small[None], inside)[0] * 255).round().to(torch.uint8)
-
-
-def _random_crop(random: np.random.Generator, plate: Tensor, height: int, width: int) -> Tensor:
-    """A crop of the plate with the wanted aspect, 60 to 100 % of the largest one, mirrored half of the time."""
-    full_height, full_width = plate.shape[-2:]
-    scale = min(full_height / height, full_width / width) * random.uniform(0.6, 1.0)
-    crop_height = min(full_height, max(1, round(height * scale)))
-    crop_width = min(full_width, max(1, round(width * scale)))
-    top = int(random.integers(full_height - crop_height + 1))
-    left = int(random.integers(full_width - crop_width + 1))
-    crop = plate[:, top : top + crop_height, left : left + crop_width]
-    if random.random() < 0.5:
-        crop = crop.flip(-1)
-    # Floating point: torchvision's uint8 kernel fails on pictures of one column.
-    return F.resize(crop.float() / 255, [height, width], antialias=True)
 
 
 def match_colors(fill: Tensor, picture: Tensor, hole: Tensor, strength: float) -> Tensor:

@@ -1,0 +1,296 @@
+"""What the small infiller learns from: pictures and their backgrounds in memory, holes, starts, and its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from infill_aug.confidence.network import NetworkConfidence
+from infill_aug.confidence.sources import ConfidenceSource
+from infill_aug.functional.masks import dilate
+from infill_aug.infill.push_pull import push_pull
+from infill_aug.samples import split_sample, spread
+
+# Pictures are kept this much larger than the network's square, so that crops differ.
+_SPARE = 1.5
+# Share of the holes that are the background; the others are boxes and strokes.
+_BACKGROUND = 0.75
+# How a batch begins, by cumulated share: from the picture itself, from a donor, from a blurred copy.
+_STARTS = (0.4, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class InfillerSet(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Pictures with what is their object, and the same with the object painted over.
+
+    Args:
+        images: ``(N, 3, S, S)`` ``uint8``.
+        objects: ``(N, 1, S, S)`` bool, grown by a margin; all false where nothing is known of objects.
+        plates: ``(N, 3, S, S)`` ``uint8``: the pictures without their objects.
+    """
+
+    images: Tensor
+    objects: Tensor
+    plates: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.images[index], self.objects[index], self.plates[index]
+
+    def take(self, indices: Sequence[int] | Tensor) -> InfillerSet:
+        """Some of the pictures."""
+        return InfillerSet(self.images[indices], self.objects[indices], self.plates[indices])
+
+    @staticmethod
+    def join(parts: Sequence[InfillerSet]) -> InfillerSet:
+        """All the pictures of several sets of one size."""
+        fields = ("images", "objects", "plates")
+        return InfillerSet(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+
+    @staticmethod
+    def of(images: Tensor, objects: Tensor) -> InfillerSet:
+        """A set with its plates made.
+
+        Args:
+            images: ``(N, 3, S, S)`` ``uint8``.
+            objects: ``(N, 1, S, S)`` bool.
+
+        Example:
+            >>> InfillerSet.of(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8) > 0).plates.shape
+            torch.Size([2, 3, 8, 8])
+        """
+        grown = torch.cat([dilate(part, max(1, part.shape[-1] // 48)) for part in objects.split(64)])
+        filled = [
+            push_pull(part.float() / 255, hole) for part, hole in zip(images.split(64), grown.split(64), strict=True)
+        ]
+        return InfillerSet(images, grown, (torch.cat(filled) * 255).round().to(torch.uint8))
+
+
+@dataclass(frozen=True)
+class InfillerBatch:
+    """One drawn batch, all of the network's size.
+
+    Args:
+        image: ``(B, 3, S, S)`` in -1..1.
+        mask: ``(B, 1, S, S)`` bool: the hole.
+        taught: ``(B, 1, S, S)`` bool: where the loss looks: the hole without the object.
+        start: ``(B, 3, S, S)`` in -1..1: what is turned into noise.
+        paired: ``(B,)`` bool: whether ``image`` is what should come out of ``start``.
+        times: ``(B,)`` timesteps in 0..999.
+    """
+
+    image: Tensor
+    mask: Tensor
+    taught: Tensor
+    start: Tensor
+    paired: Tensor
+    times: Tensor
+
+
+def draw_batch(images: Tensor, objects: Tensor, plates: Tensor, size: int, generator: torch.Generator) -> InfillerBatch:
+    """Crops, holes, starts and timesteps of one batch.
+
+    Args:
+        images: ``(B, 3, S, S)`` ``uint8``, S at least ``size``.
+        objects: ``(B, 1, S, S)`` bool.
+        plates: ``(B, 3, S, S)`` ``uint8``.
+        size: side in pixels of the result.
+        generator: on the CPU.
+    """
+    count = len(images)
+    together = torch.cat([images.float() / 127.5 - 1, objects.float()], dim=1)
+    cut = _crops(together, size, generator)
+    image, thing = cut[:, :3], cut[:, 3:] > 0.02
+    donor = _crops((plates.float() / 127.5 - 1).roll(1, dims=0), size, generator)
+    free = _free_holes(count, size, generator).to(image.device)
+    background = torch.rand(count, 1, 1, 1, generator=generator) < _BACKGROUND
+    share = thing.float().mean(dim=(1, 2, 3), keepdim=True)
+    background = background.to(image.device) & (share > 0.02) & (share < 0.85)
+    mask = torch.where(background, ~thing, free)
+    kind = torch.rand(count, generator=generator)
+    factor = int(torch.randint(2, 5, (), generator=generator))
+    small = nnf.interpolate(image, size=max(4, size // factor), mode="bilinear", antialias=True, align_corners=False)
+    blurred = nnf.interpolate(small, size=size, mode="bicubic", align_corners=False)
+    first, second = (kind < limit for limit in _STARTS[:2])
+    picks = torch.where(first, 0, torch.where(second, 1, 2)).to(image.device)[:, None, None, None]
+    start = torch.where(picks == 0, image, torch.where(picks == 1, donor, blurred))
+    noisy = torch.rand(count, generator=generator)
+    full = torch.rand(count, generator=generator) < 0.5
+    ranges = torch.where(first, 100 + noisy * 899, torch.where(second, 100 + noisy * 600, 150 + noisy * 450))
+    times = torch.where(first & full, torch.full_like(ranges, 999.0), ranges).long().to(image.device)
+    return InfillerBatch(image, mask, mask & ~thing, start, (first | ~second).to(image.device), times)
+
+
+def _crops(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Random squares of 60 to 100 % of the side, half of them mirrored, resized to ``size``."""
+    count = len(pictures)
+    scale = 0.6 + 0.4 * torch.rand(count, generator=generator)
+    shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * (1 - scale)[:, None]
+    flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * flip, scale, shift
+    grid = nnf.affine_grid(theta, [count, pictures.shape[1], size, size], align_corners=False).to(pictures.device)
+    return nnf.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _free_holes(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Boxes, or all but boxes, ``(B, 1, S, S)`` bool."""
+    place = torch.arange(size) / size
+    holes = torch.zeros(count, size, size, dtype=torch.bool)
+    for _ in range(3):
+        low = torch.rand(count, 2, generator=generator) * 0.8
+        side = 0.1 + 0.5 * torch.rand(count, 2, generator=generator)
+        inside = [(place >= low[:, i, None]) & (place < low[:, i, None] + side[:, i, None]) for i in range(2)]
+        holes |= inside[0][:, :, None] & inside[1][:, None, :]
+    outside = torch.rand(count, 1, 1, generator=generator) < 0.4
+    return (holes ^ outside)[:, None]
+
+
+class Discriminator(nn.Module):
+    """Tells patches of real pictures from patches of fills; spectral norm keeps it smooth (Miyato et al., 2018).
+
+    Args:
+        width: channels of the first level.
+
+    Example:
+        >>> scores, features = Discriminator(8)(torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32))
+        >>> scores.shape, len(features)
+        (torch.Size([2, 1, 4, 4]), 4)
+    """
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        sides = [(4, width, 1), (width, width, 2), (width, 2 * width, 2), (2 * width, 4 * width, 2)]
+        self.levels = nn.ModuleList(spectral_norm(nn.Conv2d(i, o, 4 if s == 2 else 3, s, 1)) for i, o, s in sides)
+        self.score = spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1))
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Scores of patches ``(B, 1, S / 8, S / 8)``, and the features on the way."""
+        x, features = torch.cat([image, mask], dim=1), []
+        for level in self.levels:
+            x = nnf.leaky_relu(level(x), 0.2)
+            features.append(x)
+        return self.score(x), features
+
+
+def reconstruction_loss(
+    clean: Tensor, image: Tensor, where: Tensor, pixel: float = 0.15, pooled: float = 0.5
+) -> Tensor:
+    """Absolute error of pixels and of means of 4 x 4 pixels, within ``where``.
+
+    Args:
+        clean: ``(B, 3, S, S)``.
+        image: ``(B, 3, S, S)``.
+        where: ``(B, 1, S, S)`` floating point weights.
+        pixel: weight of the pixels.
+        pooled: weight of the means.
+    """
+    error = (clean - image) * where
+    total = where.sum().clamp(min=1) * 3
+    coarse = nnf.avg_pool2d(error, 4).abs().sum() * 16
+    return (pixel * error.abs().sum() + pooled * coarse) / total
+
+
+def feature_loss(fake: Sequence[Tensor], real: Sequence[Tensor], paired: Tensor) -> Tensor:
+    """Mean absolute difference of a discriminator's features, of the paired samples (Wang et al., 2018)."""
+    weight = paired.float()[:, None, None, None]
+    total = weight.sum().clamp(min=1)
+    parts = [
+        ((f - r.detach()).abs() * weight).mean(dim=(1, 2, 3)).sum() / total for f, r in zip(fake, real, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+def patch_weights(where: Tensor, like: Tensor) -> Tensor:
+    """Share of ``where`` in each patch that a discriminator scores, for patches with some of it at all."""
+    share = nnf.adaptive_avg_pool2d(where.float(), (like.shape[-2], like.shape[-1]))
+    return torch.where(share > 0.1, share, 0.0)
+
+
+def hinge(scores: Tensor, weights: Tensor, real: bool) -> Tensor:
+    """Hinge loss of a discriminator (Lim and Ye, 2017), weighted by patch."""
+    loss = nnf.relu(1 - scores) if real else nnf.relu(1 + scores)
+    return (loss * weights).sum() / weights.sum().clamp(min=1)
+
+
+def side_of(size: int) -> int:
+    """Side at which pictures are kept for a network of ``size``."""
+    return round(size * _SPARE)
+
+
+def square(picture: Tensor, side: int) -> Tensor:
+    """The centre square of a picture or mask at another size.
+
+    Args:
+        picture: ``(C, H, W)`` ``uint8``.
+        side: of the result, pixels.
+
+    Returns:
+        ``(C, side, side)`` ``uint8``.
+
+    Example:
+        >>> square(torch.zeros(3, 20, 30, dtype=torch.uint8), 8).shape
+        torch.Size([3, 8, 8])
+    """
+    edge = min(picture.shape[-2:])
+    top, left = ((length - edge) // 2 for length in picture.shape[-2:])
+    cut = picture[None, :, top : top + edge, left : left + edge].float()
+    small = nnf.interpolate(cut, size=side, mode="bilinear", antialias=True, align_corners=False)
+    return small.round().clamp(0, 255).to(torch.uint8)[0]
+
+
+def read_infiller_set(
+    dataset: Any,
+    source: ConfidenceSource | None,
+    size: int,
+    *,
+    object_above: float = 0.3,
+    limit: int = 20_000,
+    image_key: str | int | None = None,
+    progress: bool = True,
+) -> InfillerSet:
+    """Pictures of a dataset, and where their objects are.
+
+    Args:
+        dataset: map-style, with samples as ``build_cache`` takes them.
+        source: says where objects are, which are not learned; ``None`` where there are none, as in textures.
+        size: side of the network's square.
+        object_above: confidence, 0..1, above which a pixel is the object's; low, so that no rim of it is learned.
+        limit: at most so many pictures, evenly spaced.
+        image_key: key or position of the image in a sample.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: no pictures, or one that cannot be read, which is named.
+
+    Example:
+        >>> len(read_infiller_set([torch.rand(3, 20, 30)] * 2, None, 16, progress=False))
+        2
+    """
+    if not len(dataset):
+        raise ValueError("there is no picture to learn from: the dataset is empty; check its folder and split")
+    side, images, objects = side_of(size), [], []
+    for index in tqdm(spread(len(dataset), limit), unit="picture", desc="reading", disable=not progress):
+        try:
+            image, target = split_sample(dataset[index], image_key)
+            if source is None:
+                found = torch.zeros(1, *image.shape[1:])
+            elif isinstance(source, NetworkConfidence):
+                found = source.quantised([image], [target])[0].float() / 255
+            else:
+                found = source(image, target).float()
+        except Exception as error:
+            raise ValueError(f"cannot read sample {index}: {type(error).__name__}: {error}") from error
+        images.append(square(image, side))
+        objects.append(square((found > object_above).to(torch.uint8) * 255, side) > 32)
+    return InfillerSet.of(torch.stack(images), torch.stack(objects))
