@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--profile", default="salient_object", help="task profile: a name or a file (default: %(default)s)"
     )
-    build.add_argument("--backend", default="push_pull", help="infill backend (default: %(default)s)")
+    build.add_argument("--backend", help="infill backend (default: the descriptor's, else push_pull)")
     build.add_argument("--options", default="{}", help="options of the backend as JSON")
     build.add_argument("--descriptor", help="task descriptor: JSON text or a file")
     build.add_argument("--levels", nargs="+", type=float, help="rising thresholds in 0..1, one infill each")
@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--batch-size", type=int, default=16, help="infills at once (default: %(default)s)")
     build.add_argument("--device", default="cpu", help="device of the networks (default: %(default)s)")
     build.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    build.add_argument("--gate", action="store_true", help="turn down fills that are not fit to train on")
+    build.add_argument("--retries", type=int, default=2, help="further tries of a rejected fill (default: %(default)s)")
+    build.add_argument("--fallback", metavar="BACKEND", help="fills what the backend or the gate gave up")
     build.add_argument("--dry-run", action="store_true", help="measure a few images and estimate time and disk")
 
     inspect = _command(commands, "inspect", _inspect, "show what a store holds, and some of it as a picture")
@@ -122,14 +125,23 @@ def _demo(options: Any) -> int:
 
 def _build(options: Any) -> int:
     from infill_aug.cache.build import BuildReport, build_cache
+    from infill_aug.confidence.from_profile import source_from_profile
+    from infill_aug.confidence.network import NetworkConfidence
+    from infill_aug.descriptor import TaskDescriptor
     from infill_aug.infill import load_backend
+    from infill_aug.infill.gate import QualityGate
+    from infill_aug.profile import TaskProfile
 
+    descriptor = TaskDescriptor.from_json(options.descriptor) if options.descriptor else None
+    name = options.backend or (descriptor.backend if descriptor else None) or "push_pull"
+    source = source_from_profile(TaskProfile.load(options.profile), options.device)
     report = build_cache(
         _dataset(options),
         options.store,
         profile=options.profile,
-        backend=load_backend(options.backend, **json.loads(options.options)),
-        descriptor=options.descriptor,
+        source=source,
+        backend=load_backend(name, **json.loads(options.options)),
+        descriptor=descriptor,
         levels=options.levels,
         variants=options.variants,
         protect=options.protect,
@@ -138,6 +150,9 @@ def _build(options: Any) -> int:
         batch_size=options.batch_size,
         device=options.device,
         num_workers=options.workers,
+        gate=QualityGate(finder=source if isinstance(source, NetworkConfidence) else None) if options.gate else None,
+        retries=options.retries,
+        fallback=options.fallback,
         dry_run=options.dry_run,
     )
     print(report)
@@ -213,7 +228,13 @@ def _doctor(options: Any) -> int:
         "cv2": "backend telea, learning from boxes or a classifier (infill-aug[opencv])",
         "lightning": "InfillDataModule, AdaptiveThreshold, training of profiles (infill-aug[lightning])",
         "hydra": "recipes and configs (infill-aug[hydra])",
-        "transformers": "teachers semantic, saliency, prompted, text (infill-aug[teachers])",
+        "diffusers": "backends diffusion and diffusers (infill-aug[diffusers])",
+        "accelerate": "loading and offloading large models (infill-aug[diffusers])",
+        "peft": "few-step adapters of diffusers (infill-aug[diffusers])",
+        "openai": "backend openai (infill-aug[cloud])",
+        "huggingface_hub": "backend huggingface (infill-aug[cloud])",
+        "requests": "backend http (infill-aug[cloud])",
+        "transformers": "backend mae, teachers semantic, saliency, prompted, text (infill-aug[teachers])",
         "onnx": "export of the estimator (infill-aug[export])",
         "onnxscript": "export of the estimator (infill-aug[export])",
         "onnxruntime": "export and INT8 of the estimator (infill-aug[export])",

@@ -125,6 +125,9 @@ class BuildConfig:
     device: str = "cpu"
     num_workers: int = 0
     image_key: str | int | None = None
+    gate: Any = None
+    retries: int = 2
+    fallback: Any = None
     dry_run: bool = False
     progress: bool = True
 

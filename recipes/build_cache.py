@@ -1,7 +1,7 @@
 """Generate the infills of a dataset, or go on where an earlier run stopped.
 
     python recipes/build_cache.py data=digits
-    python recipes/build_cache.py data=pets data.root=FOLDER infills=push_pull dry_run=true
+    python recipes/build_cache.py data=pets data.root=FOLDER backend=push_pull dry_run=true
 
 Settings are in configs/build.yaml. Ends with exit code 1 where a picture failed; the next run tries those again.
 """

@@ -18,7 +18,8 @@ from infill_aug.cache.codec import decode_pixels
 from infill_aug.cache.inspect import entries, keys_of_recipes, save_contact_sheet
 from infill_aug.cache.store import InfillStore
 from infill_aug.confidence import CallableConfidence, CentreConfidence, MaskConfidence
-from infill_aug.infill import InfillBackend, load_backend
+from infill_aug.infill import BackendUnavailableError, InfillBackend, load_backend
+from infill_aug.infill.gate import QualityGate
 from infill_aug.profile import TaskProfile
 
 SIDE = 24
@@ -352,3 +353,132 @@ def test_the_recipe_is_readable_by_people(tmp_path):
     text = (tmp_path / "documents" / f"recipe-{report.recipe}.json").read_text()
     assert json.loads(text)["backend"] == "noise"
     assert json.loads((tmp_path / "documents" / "latest.json").read_text()) == {"recipe": report.recipe}
+
+
+# --- gate and fallback ---
+
+
+class OftenBlack(type(load_backend("noise"))):
+    """Noise whose fills are nearly black by the seed: two in three of all tries."""
+
+    name = "often_black"
+
+    def _generate(self, image, mask, config, samples):
+        dark = torch.tensor([sample.seed % 3 > 0 for sample in samples])[:, None, None, None]
+        fill = super()._generate(image, mask, config, samples)
+        return torch.where(dark, 0.02 * fill, fill)
+
+
+class Gone(type(load_backend("noise"))):
+    """Works for some calls, then never again."""
+
+    name = "gone"
+
+    def __init__(self, calls=0):
+        super().__init__()
+        self.calls = calls
+
+    def _generate(self, image, mask, config, samples):
+        self.calls -= 1
+        if self.calls < 0:
+            raise BackendUnavailableError("no network; connect, then run the same command again")
+        return super()._generate(image, mask, config, samples)
+
+
+class Priced(type(load_backend("noise"))):
+    name = "priced"
+
+    def price(self, descriptor, height, width):
+        return 0.02 * height * width / SIDE**2
+
+    def _generate(self, image, mask, config, samples):
+        raise AssertionError("an estimate must not call a paid service")
+
+
+def is_black(store, key):
+    pixels, _ = decode_pixels(store.get(key))
+    return pixels.float().max() < 20
+
+
+def test_rejected_fills_are_tried_again_with_other_seeds_and_counted(tmp_path):
+    plain = build(samples(9), tmp_path / "plain", backend=OftenBlack())
+    assert plain.rejected == {}
+    report = build(samples(9), tmp_path / "gate", backend=OftenBlack(), gate=QualityGate(), retries=20)
+    assert report.rejected["black"] > 9
+    assert not report.failed
+    assert f"{report.rejected['black']} black" in str(report)
+    notes = [entry.get("rejected", {}) for _, entry in entries(InfillStore(tmp_path / "gate"))]
+    assert sum(len(reasons) for note in notes for reasons in note.values()) == sum(report.rejected.values())
+
+
+def test_a_fill_that_stays_rejected_is_a_failure_that_says_why(tmp_path):
+    report = build(samples(9), tmp_path, backend=OftenBlack(), gate=QualityGate(), retries=0)
+    assert 0 < len(report.failed) < 27
+    assert all("rejected 1 times, at last black" in failure["reason"] for failure in report.failed)
+
+
+@pytest.mark.parametrize("gate", [None, QualityGate()])
+def test_gate_and_fallback_give_the_same_bytes_for_every_batch_size_and_a_rerun_changes_nothing(tmp_path, gate):
+    options = {"backend": OftenBlack(), "gate": gate, "retries": 1, "fallback": "push_pull", "variants": 2}
+    build(samples(7), tmp_path / "one", batch_size=1, **options)
+    build(samples(7)[::-1], tmp_path / "five", batch_size=5, num_workers=2, **options)
+    reference = content(tmp_path / "one")
+    assert content(tmp_path / "five") == reference
+    again = build(samples(7), tmp_path / "one", **options)
+    assert again.generated == 0
+    assert content(tmp_path / "one") == reference
+
+
+def test_what_is_given_up_goes_to_the_fallback_and_is_marked(tmp_path):
+    report = build(
+        samples(9), tmp_path, backend=OftenBlack(), gate=QualityGate(), retries=0, fallback=load_backend("push_pull")
+    )
+    assert report.fell_back > 0
+    assert not report.failed
+    marked = [note for _, entry in entries(InfillStore(tmp_path)) for note in entry.get("fallback", {}).values()]
+    assert len(marked) == report.fell_back
+    assert all(note.startswith("push_pull: rejected 1 times, at last black") for note in marked)
+    assert f"{report.fell_back} by the fallback" in str(report)
+
+
+def test_a_backend_that_is_gone_ends_the_build_and_what_was_stored_stays(tmp_path):
+    with pytest.raises(BackendUnavailableError, match="no network; connect"):
+        build(samples(9), tmp_path, backend=Gone(calls=3), batch_size=3)
+    kept = len(content(tmp_path))
+    assert kept > 0
+    report = build(samples(9), tmp_path, backend=Gone(calls=99), batch_size=3)
+    assert report.present > 0
+    assert not report.failed
+
+
+def test_the_fallback_takes_over_where_the_backend_is_gone_with_one_warning(tmp_path):
+    with pytest.warns(UserWarning, match="gone is unavailable, the fallback 'push_pull' fills the rest") as caught:
+        report = build(samples(9), tmp_path, backend=Gone(calls=2), fallback="push_pull", batch_size=3)
+    assert len(caught) == 1
+    assert report.generated == 27
+    assert report.fell_back == 21
+
+
+def test_gate_and_fallback_are_part_of_the_key_and_their_absence_is_not(tmp_path):
+    stores = []
+    for name, options in (
+        ("plain", {}), ("gate", {"gate": QualityGate()}), ("other", {"gate": QualityGate(seam=0.9)}),
+        ("fallback", {"fallback": "push_pull"}), ("retries", {"gate": QualityGate(), "retries": 5}),
+    ):  # fmt: skip
+        build(samples(2), tmp_path / name, **options)
+        (recipe,) = InfillStore(tmp_path / name).documents("recipe-")
+        stores.append(InfillStore(tmp_path / name).read_document(recipe))
+    assert "checks" not in stores[0]
+    assert len({json.dumps(each, sort_keys=True) for each in stores}) == 5
+
+
+def test_a_dry_run_of_a_paid_service_says_the_price_and_calls_nobody(tmp_path):
+    estimate = build(samples(10), tmp_path, backend=Priced(), dry_run=True, variants=2)
+    assert estimate.dollars == pytest.approx(10 * 3 * 2 * 0.02)
+    assert "about 1.20 US dollars" in str(estimate)
+    assert "time is unknown" in str(estimate)
+
+
+def test_retries_below_0_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="retries must be 0 or more, got -1"):
+        build(samples(2), tmp_path, gate=QualityGate(), retries=-1)

@@ -360,6 +360,7 @@ class _Run:
             return
         missing = [job for job in jobs if job.key not in self.store]
         self.present += len(jobs) - len(missing)
+        self._remember(opened, {job.key for job in jobs} - {job.key for job in missing})
         if opened.entry["map"] not in self.store and opened.entry["map"] not in self.maps:
             writer.put(opened.entry["map"], *encode_map(sample.confidence))
             self.maps.add(opened.entry["map"])
@@ -472,7 +473,20 @@ class _Run:
                 self._close(job.sample, writer)
         self._encoding = []
 
+    def _remember(self, opened: _Open, present: set[str]) -> None:
+        """Take over what an earlier run noted of the infills that are there."""
+        known = self.store.get(opened.key) if self.recipe.checks and present else None
+        if known is not None:
+            before = json.loads(known)
+            for name in ("fallback", "rejected"):
+                notes = {key: note for key, note in before.get(name, {}).items() if key in present}
+                if notes:
+                    opened.entry[name] = notes
+
     def _close(self, opened: _Open, writer: InfillStoreWriter) -> None:
+        for name in ("rejected", "fallback"):  # in one order, whatever came first
+            if name in opened.entry:
+                opened.entry[name] = dict(sorted(opened.entry.pop(name).items()))
         payload = json.dumps(opened.entry, separators=(",", ":")).encode()
         if self.store.get(opened.key) != payload:
             writer.put(opened.key, payload, "json")

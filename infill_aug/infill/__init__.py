@@ -15,6 +15,7 @@ from infill_aug.infill.backend import SampleContext as SampleContext
 
 # Paths, not classes: a backend's libraries are loaded when it is, and not before.
 _BACKENDS = {
+    "diffusers": "infill_aug.infill.diffusers.backend:DiffusersBackend",
     "diffusion": "infill_aug.infill.diffusion:DiffusionBackend",
     "donor": "infill_aug.infill.donor:DonorBackend",
     "gan": "infill_aug.infill.gan:GANBackend",
@@ -30,7 +31,7 @@ def list_backends() -> list[str]:
 
     Example:
         >>> list_backends()
-        ['diffusion', 'donor', 'gan', 'mae', 'noise', 'push_pull', 'telea']
+        ['diffusers', 'diffusion', 'donor', 'gan', 'mae', 'noise', 'push_pull', 'telea']
     """
     return sorted(_BACKENDS)
 

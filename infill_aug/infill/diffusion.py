@@ -32,8 +32,8 @@ _MOST_ASPECT = 2
 class DiffusionBackend(NetworkBackend):
     """Small diffusion model on pixels: no text, no downloads, a few steps on a CPU.
 
-    It fills at its own size of 64 pixels, takes that over at twice the size, and adds the fine detail of a donor, another
-    training picture. Where the build offers no other pictures, it begins with noise and adds no detail.
+    It fills at its own size of 64 pixels, takes that over at twice the size, and adds the fine detail of a donor,
+    another training picture. Where the build offers no other pictures, it begins with noise and adds no detail.
 
     Args:
         weights: folder that ``recipes/train_infiller.py`` wrote, or any ``InfillPipeline``; by default the bundled one.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.functional.composite import composite
 from infill_aug.functional.masks import dilate
 
@@ -27,8 +28,8 @@ class QualityGate:
         seam: least jump across the hole's rim, in 0..1, and beyond the roughness beside it, that is a fault; ``None``
             does not look. An object's contour is a seam of its own: the default leaves those of photographs alone.
         copy: least correlation of fine structure with what was removed that is a fault, 0..1; ``None`` does not look.
-        finder: finds the object: pictures ``(B, 3, H, W)`` in 0..1 -> ``(B, 1, H, W)`` in 0..1, such as a
-            ``ConfidenceEstimator`` or your own model; ``None`` does not look.
+        finder: finds the object: a network as confidence source, or your own model, as pictures ``(B, 3, H, W)`` in
+            0..1 -> ``(B, 1, H, W)`` in 0..1; ``None`` does not look.
         found_above: score of ``finder`` above which a pixel is the object's.
         found_share: least share of the fill, away from what is kept, that has to be found to be a fault.
 
@@ -49,7 +50,7 @@ class QualityGate:
         *,
         seam: float | None = 0.4,
         copy: float | None = 0.9,
-        finder: Callable[[Tensor], Tensor] | None = None,
+        finder: NetworkConfidence | Callable[[Tensor], Tensor] | None = None,
         found_above: float = 0.75,
         found_share: float = 0.35,
     ) -> None:
@@ -61,10 +62,11 @@ class QualityGate:
 
     def identity(self) -> dict[str, Any]:
         """What its verdicts depend on, as JSON values: part of the key of a fill that went through it."""
-        found = None
-        if self.finder is not None:
-            name = getattr(self.finder, "config", None)
-            found = name() if callable(name) else type(self.finder).__qualname__
+        found: Any = None
+        if isinstance(self.finder, NetworkConfidence):
+            found = self.finder.config()
+        elif self.finder is not None:
+            found = getattr(self.finder, "__qualname__", type(self.finder).__qualname__)
         return {
             "seam": self.seam, "copy": self.copy, "finder": found,
             "found_above": self.found_above, "found_share": self.found_share, "version": 1,
@@ -113,10 +115,13 @@ class QualityGate:
         far = mask[0] & ~dilate(~mask[None], max(2, max(mask.shape[-2:]) // 12))[0, 0]
         if int(far.sum()) < 16:  # next to what is kept, its own halo cannot be told from another object
             return 0.0
-        score = self.finder(picture)
+        if isinstance(self.finder, NetworkConfidence):
+            score = self.finder.ungraded().maps([(picture[0] * 255).round().to(torch.uint8).cpu()])[0][None]
+        else:
+            score = self.finder(picture)
         if score.shape != (1, 1, *picture.shape[2:]):
             raise ValueError(f"the finder must give {(1, 1, *picture.shape[2:])}, got {tuple(score.shape)}")
-        return float((score[0, 0] > self.found_above)[far].float().mean())
+        return float((score[0, 0] > self.found_above)[far.to(score.device)].float().mean())
 
 
 def _flat_fault(image: Tensor, inside: Tensor, mask: Tensor) -> str | None:
@@ -192,6 +197,7 @@ def copy_correlation(image: Tensor, fill: Tensor, mask: Tensor) -> float:
         fine.append((grey - smooth)[0, 0][mask[0]])
     first, second = (values - values.mean() for values in fine)
     deviations = [float(values.square().mean().sqrt()) for values in (first, second)]
-    if len(first) < 16 or min(deviations) < _TEXTURE:
+    # A fainter copy is a copy.
+    if len(first) < 16 or deviations[0] < _TEXTURE or deviations[1] < _TEXTURE / 2:
         return 0.0
     return float((first * second).mean()) / (deviations[0] * deviations[1])

@@ -15,13 +15,15 @@ from torch import Tensor
 
 # Steps that the scheduler's time is divided into before a few of them are chosen.
 _FINE = 50
+# Standard deviation of pictures in -1..1.
+_SPREAD = 0.5
 
 
 class InfillPipeline(DiffusionPipeline):
     """Fills holes at the network's own resolution; saved and loaded as every pipeline of diffusers.
 
-    The network sees the visible pixels, the noisy hole and the mask, and predicts velocity (Salimans and Ho, 2022); the
-    scheduler adds noise to the clean picture again for the next step, as latent consistency models do (Luo et al., 2023).
+    The network sees the visible pixels, the noisy hole and the mask, scaled as by Karras et al. (2022), section 5;
+    noise is added to the clean picture again for the next step, as latent consistency models do (Luo et al., 2023).
 
     Args:
         unet: takes ``(B, 4 * p * p, S / p, S / p)``, gives ``(B, 3 * p * p, S / p, S / p)`` for patches of p pixels.
@@ -100,7 +102,7 @@ def new_infiller(
     Example:
         >>> unet, scheduler = new_infiller(size=16, channels=(8, 8))
         >>> patch_of(unet), scheduler.config.prediction_type
-        (2, 'v_prediction')
+        (2, 'sample')
     """
     plain = len(channels) - 1
     unet = UNet2DModel(
@@ -114,9 +116,7 @@ def new_infiller(
         norm_num_groups=8,
         attention_head_dim=8 if channels[-1] < 64 else 32,
     )
-    scheduler = LCMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
-    )
+    scheduler = LCMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
     return unet, scheduler
 
 
@@ -139,11 +139,12 @@ def predict(unet: Any, state: Tensor, known: Tensor, mask: Tensor, times: Tensor
     Returns:
         ``(B, 3, H, W)``, of use in the hole.
     """
-    seen = torch.cat([torch.where(mask, state, known), mask.to(known.dtype)], dim=1)
-    patch = patch_of(unet)
-    velocity = nnf.pixel_shuffle(unet(nnf.pixel_unshuffle(seen, patch), times).sample, patch)
     alpha = alpha[:, None, None, None]
-    return alpha.sqrt() * state - (1 - alpha).sqrt() * velocity
+    scale = (alpha * _SPREAD**2 + 1 - alpha).sqrt()
+    seen = torch.cat([torch.where(mask, state / scale, known / _SPREAD), mask.to(known.dtype)], dim=1)
+    patch = patch_of(unet)
+    change = nnf.pixel_shuffle(unet(nnf.pixel_unshuffle(seen, patch), times).sample, patch)
+    return alpha.sqrt() * (_SPREAD / scale) ** 2 * state + _SPREAD * (1 - alpha).sqrt() / scale * change
 
 
 def _renoised(scheduler: Any, clean: Tensor, time: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -34,3 +34,30 @@ def fill_prompt(descriptor: TaskDescriptor) -> tuple[str, str]:
         prompt if descriptor.prompt is None else descriptor.prompt,
         negative if descriptor.negative_prompt is None else descriptor.negative_prompt,
     )
+
+
+def edit_prompt(descriptor: TaskDescriptor, place: str, negative: bool = False) -> tuple[str, str]:
+    """The same for models that follow instructions instead of captions.
+
+    Args:
+        descriptor: its ``prompt`` wins, and is passed on as it is.
+        place: how the prompt calls what is to be filled.
+        negative: whether the prompt itself has to say what must not be drawn, the negative prompt being empty.
+
+    Returns:
+        Prompt and negative prompt.
+
+    Example:
+        >>> edit_prompt(TaskDescriptor("pets", "cat"), "the blurred area", negative=True)[0]
+        'Fill the blurred area with: photorealistic empty background scene, natural, seamless continuation of the
+         surroundings. Keep everything else exactly as it is, with the same framing and colours. Do not draw: cat,
+         second cat, part of a cat, text, watermark, frame.'
+    """
+    prompt, unwanted = fill_prompt(descriptor)
+    if descriptor.prompt is None:
+        prompt = (
+            f"Fill {place} with: {prompt}. Keep everything else exactly as it is, with the same framing and colours."
+        )
+    if not negative:
+        return prompt, unwanted
+    return f"{prompt} Do not draw: {unwanted}." if unwanted else prompt, ""

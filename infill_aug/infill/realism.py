@@ -28,8 +28,8 @@ class TwoSampleResult(NamedTuple):
 def two_sample_auc(real: Tensor, filled: Tensor, *, seeds: int = 2) -> TwoSampleResult:
     """Area under the ROC curve of a small classifier that has learned to tell filled pictures from real ones.
 
-    A classifier two-sample test (Lopez-Paz and Oquab, 2017). The pictures are halved; a classifier learns from one half,
-    real and filled, and is tested on the other, which it never saw in either form; then the other way round.
+    A classifier two-sample test (Lopez-Paz and Oquab, 2017). The pictures are halved; a classifier learns from one
+    half, real and filled, and is tested on the other, which it never saw in either form; then the other way round.
 
     Args:
         real: ``(N, 3, S, S)`` ``uint8``, N 8 or more, S 32 or more.

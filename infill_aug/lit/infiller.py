@@ -42,8 +42,8 @@ class InfillerModule(pl.LightningModule):
 
     The network learns at all noise levels, from the picture itself, from a donor's background and from a blurred copy,
     so that a few steps do from noise, from a donor, and to add detail to a coarse fill. Its loss is that of adversarial
-    diffusion distillation (Sauer et al., 2023) without a teacher: reconstruction, a discriminator on the predicted clean
-    picture, and the distance of its features.
+    diffusion distillation (Sauer et al., 2023) without a teacher: reconstruction, a discriminator on the predicted
+    clean picture, and the distance of its features.
 
     Args:
         pipeline: what is trained, in place.
@@ -58,7 +58,7 @@ class InfillerModule(pl.LightningModule):
         self.pipeline = (pipeline,)  # in a tuple: no submodule of its own
         self.unet, self.discriminator = pipeline.unet, Discriminator(width)
         self.steps, self.learning_rate, self.size = steps, learning_rate, pipeline.size
-        self.average = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
+        self.average = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(0.997), use_buffers=True)
         self._draw = torch.Generator().manual_seed(0)
 
     @property
@@ -100,8 +100,6 @@ class InfillerModule(pl.LightningModule):
             self._step(ahead, loss + reconstruction_loss(clean, wanted, where), self.unet)
         self.log("reconstruction", reconstruction_loss(clean.detach(), wanted, where, 1.0, 0.0), prog_bar=True)
         self.average.update_parameters(self.unet)
-        for schedule in cast(Any, self.lr_schedulers()):
-            schedule.step()
 
     def _against(self, drawn: InfillerBatch, fill: Tensor, taught: Tensor, behind: Any) -> Tensor:
         """Train the discriminator, and give the loss that it means for the network."""
@@ -124,26 +122,25 @@ class InfillerModule(pl.LightningModule):
         return _ADVERSARIAL * adversarial + _FEATURES * feature_loss(features, wanted, drawn.paired)
 
     def _step(self, optimizer: Any, loss: Tensor, network: nn.Module) -> None:
+        # Rising over the first steps, falling to nothing over the last; the discriminator begins later than the network.
+        rate = min(1.0, (self.done + 1) / 100, (1 - self.done / self.steps) / _DECAY)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate * max(rate, 1e-3)
         optimizer.zero_grad()
         self.manual_backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
 
     def configure_optimizers(self) -> Any:
-        """AdamW for each network, constant and then falling to nothing."""
-
-        def rate(step: int) -> float:
-            return min(1.0, (step + 1) / 100, max(0.0, (1 - step / self.steps) / _DECAY) + 1e-3)
-
-        made = [
+        """AdamW for each network."""
+        return [
             torch.optim.AdamW(self.unet.parameters(), self.learning_rate, betas=(0.8, 0.99), weight_decay=1e-2),
             torch.optim.AdamW(self.discriminator.parameters(), self.learning_rate, betas=(0.0, 0.99)),
         ]
-        return made, [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in made]
 
 
 def _tint(count: int, generator: torch.Generator) -> Tensor:
-    """Gain and offset of each channel, ``(B, 2, 3, 1, 1)``-like: a few pictures then last longer (Zhao et al., 2020)."""
+    """A gain and three offsets for each picture, ``(B, 4, 1, 1)``: few pictures then last longer (Zhao et al., 2020)."""
     gain = 1 + 0.3 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
     shift = 0.3 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
     return torch.cat([gain, shift], dim=1)
@@ -235,5 +232,6 @@ def fit_infiller(
     runner = pl.Trainer(max_epochs=1, callbacks=callbacks, default_root_dir=folder, **cast(Any, settings))
     last = folder / "last.ckpt"
     runner.fit(module, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=False)
+    runner.save_checkpoint(last)
     unet = copy.deepcopy(cast(Any, module.average.module)).cpu().eval()
     return InfillPipeline(unet, pipeline.scheduler)
