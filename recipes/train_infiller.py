@@ -2,7 +2,7 @@
 
     python recipes/train_infiller.py pictures.folder=FOLDER
     python recipes/train_infiller.py pictures=masks pictures.images=FOLDER pictures.masks=FOLDER objects=source
-    python recipes/train_infiller.py pictures.folder=FOLDER start=bundled steps=2000 trainer.accelerator=gpu
+    python recipes/train_infiller.py pictures.folder=FOLDER start=FOLDER steps=2000 hardware.accelerator=gpu
 
 Settings are in configs/infiller.yaml. Run it again to go on where it stopped. The finished pipeline lies in
 ``output``/pipeline: ``infill-aug build --backend diffusion --options '{"weights": "outputs/infiller/pipeline"}'``.
@@ -24,7 +24,6 @@ register()
 def main(cfg: DictConfig) -> None:
     """Read, train, save."""
     from infill_aug.confidence.from_profile import source_from_profile
-    from infill_aug.infill.diffusion import BUNDLED
     from infill_aug.infill.infiller_training import read_infiller_set
     from infill_aug.infill.pipeline import InfillPipeline, load_infiller, new_infiller
     from infill_aug.lit.infiller import fit_infiller
@@ -39,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.start is None:
         pipeline = InfillPipeline(*new_infiller(cfg.size))
     else:
-        pipeline = load_infiller(BUNDLED if cfg.start == "bundled" else cfg.start)
+        pipeline = load_infiller(cfg.start)
         pipeline.unet.requires_grad_(True)
     trained = fit_infiller(
         pipeline,
@@ -51,7 +50,7 @@ def main(cfg: DictConfig) -> None:
         output=cfg.output,
         resume=cfg.resume,
         seed=cfg.seed,
-        **instantiate(cfg.trainer),
+        **instantiate(cfg.hardware),
     )
     folder = Path(cfg.output) / "pipeline"
     trained.save_pretrained(folder)

@@ -21,14 +21,21 @@ from infill_aug.confidence.from_profile import teacher_from_profile
 from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.config import instantiate, register
 from infill_aug.demo.data import DemoData
+from infill_aug.infill import InfillBackend
 from infill_aug.samples import split_sample
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
-GROUPS = ("augment", "callbacks", "data", "experiment", "infills", "logger", "model", "pictures", "source", "trainer")
-MODES = ("build", "confidence", "train")
+GROUPS = (
+    "augment", "backend", "callbacks", "data", "experiment", "infills", "logger", "model", "pictures", "source",
+    "trainer",
+)  # fmt: skip
+# Groups whose files do not go where their folder says.
+PACKAGES = {"backend": "infills.backend", "data": "_global_", "experiment": "_global_"}
+MODES = ("build", "confidence", "train", "infiller")
 # What a file leaves to its users, as they give it on the command line.
 GIVEN = {
+    "backend/gan": ["infills.backend.weights=lama.pt"],
     "pictures/coco": ["pictures.images={imagefolder}/a", "pictures.annotations={coco}"],
     "pictures/folder": ["pictures.folder={imagefolder}"],
     "pictures/masks": ["pictures.images={imagefolder}", "pictures.masks={masks}"],
@@ -81,6 +88,7 @@ def compose(name, overrides, tmp_path):
     filled = {
         "build": [f"store={tmp_path}/store"],
         "confidence": [f"output={tmp_path}/output", f"output_dir={tmp_path}"],
+        "infiller": [f"output={tmp_path}/output", "pictures=digits"],
         "train": [f"store={tmp_path}/store", f"output_dir={tmp_path}", "num_classes=2", "num_val=10"],
     }
     overrides = [*overrides, *filled[name]]
@@ -119,6 +127,14 @@ def check_infills(cfg, tmp_path):
     estimate = instantiate(cfg.infills, dataset=data.train.labelled(), source=data.source, dry_run=True)
     assert isinstance(estimate, BuildEstimate)
     assert estimate.infills > 0
+
+
+def check_backend(cfg, tmp_path):
+    """A network is loaded by its first fill: here it is only made, and asked what its fills depend on."""
+    backend = instantiate(cfg.infills.backend)
+    assert isinstance(backend, InfillBackend)
+    assert backend.name == cfg.infills.backend.name
+    assert getattr(backend, "_network", None) is None
 
 
 def check_model(cfg, tmp_path):
@@ -200,7 +216,9 @@ def test_every_file_composes_and_gives_working_objects(file, folders, tmp_path):
     assert not OmegaConf.missing_keys(cfg) - {"infills.dataset"}
     OmegaConf.to_container(cfg, resolve=True)
     # A file of a group is checked by its own objects; an experiment or a whole run by all of them.
-    groups = [group] if group in CHECKS else [key for key in CHECKS if key in cfg]
+    groups = (
+        [group] if group in CHECKS else [key for key in CHECKS if key in cfg or (key == "backend" and "infills" in cfg)]
+    )
     for key in groups:
         CHECKS[key](cfg, tmp_path)
 
@@ -209,6 +227,12 @@ def test_build_and_train_ask_for_the_same_infills(folders, tmp_path):
     build, train = (compose(name, [], tmp_path) for name in ("build", "train"))
     assert build.infills == train.infills
     assert build.store == train.store
+
+
+def test_the_backend_is_chosen_by_name_and_nothing_of_the_other_stays(tmp_path):
+    for name in MODES[::2]:
+        cfg = compose(name, ["backend=push_pull"], tmp_path)
+        assert cfg.infills.backend == {"_target_": "infill_aug.load_backend", "name": "push_pull"}
 
 
 @pytest.mark.parametrize("option", ["coco", "digits", "masks"])
@@ -249,7 +273,7 @@ def test_what_a_training_of_confidence_lacks_is_asked_for_by_its_name(overrides,
 
 
 def test_what_is_kept_lies_outside_the_folders_of_runs_and_nothing_changes_directory():
-    kept = {"confidence": "output: outputs/confidence/${profile}"}
+    kept = {"confidence": "output: outputs/confidence/${profile}", "infiller": "output: outputs/infiller"}
     for name in MODES:
         text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
         assert kept.get(name, "store: outputs/store/${data_name}") in text
@@ -259,8 +283,8 @@ def test_what_is_kept_lies_outside_the_folders_of_runs_and_nothing_changes_direc
 @every_file
 def test_every_key_says_what_it_is(file):
     lines = (CONFIGS / f"{file}.yaml").read_text(encoding="utf-8").splitlines()
-    if "/" in file and file.split("/")[0] in ("data", "experiment"):
-        assert lines.pop(0) == "# @package _global_"
+    if "/" in file and file.split("/")[0] in PACKAGES:
+        assert lines.pop(0) == f"# @package {PACKAGES[file.split('/')[0]]}"
     assert lines[0].startswith("# ")
     for line in lines:
         if line.strip() and not line.startswith("#") and line != "{}":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_backends import CLOUD, tiny_options
 
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill import list_backends, load_backend
@@ -28,7 +29,7 @@ from infill_aug.infill.push_pull import push_pull
 from infill_aug.key import image_digest
 
 CAT = TaskDescriptor("pets", "cat", seed=1)
-BACKENDS = list_backends()
+BACKENDS = [name for name in list_backends() if name not in CLOUD]
 SIZES = [(16, 16), (7, 33), (33, 7), (1, 9), (9, 1), (2, 2), (40, 24)]
 
 
@@ -44,7 +45,9 @@ def make(name, **options):
     """A backend that is ready to fill."""
     if name == "telea":
         pytest.importorskip("cv2")
-    backend = load_backend(name, **options)
+    if name in ("diffusers", "diffusion", "mae"):
+        pytest.importorskip({"mae": "transformers"}.get(name, "diffusers"))
+    backend = load_backend(name, **tiny_options(name) | options)
     if backend.pool_size:
         backend.prepare(pool())
     return backend
@@ -257,6 +260,10 @@ def test_another_number_of_contexts_than_samples_is_refused():
 # --- configs ---
 
 OPTIONS = {
+    "diffusers": [{"steps": 2}, {"guidance": 3.0}, {"strength": 0.5}, {"size": 24}],
+    "diffusion": [{"steps": 3}, {"strength": 0.5}, {"detail": 0.5}],
+    "gan": [{"multiple": 16}, {"size": 32}, {"scale": 255}],
+    "mae": [],
     "donor": [{"other_class": True}, {"color_match": 0.7}],
     "noise": [],
     "push_pull": [],
@@ -323,7 +330,7 @@ def test_unknown_options_are_named_with_the_known_ones(name):
     with pytest.raises(ValueError, match="'stepps'"):
         make(name).model_config(dataclasses.replace(CAT, options={"stepps": 3}))
     with pytest.raises(ValueError, match=rf"'{name}'.*'stepps'"):
-        load_backend(name, stepps=3)
+        load_backend(name, **tiny_options(name), stepps=3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from infill_aug.confidence import CentreConfidence
 from infill_aug.functional.masks import dilate
 from infill_aug.infill.gate import QualityGate, copy_correlation, seam_jump
 from infill_aug.infill.push_pull import push_pull
@@ -33,6 +32,10 @@ def masks(count, size=64):
 
 IMAGES = photographs()
 HOLES = masks(len(IMAGES))
+
+
+def _red(pictures):
+    return pictures[:, :1]
 
 
 def words(reasons):
@@ -96,7 +99,7 @@ def test_the_jump_at_the_rim_is_measured_beyond_the_roughness_beside_it():
 
 
 def test_the_object_is_found_again_away_from_what_is_kept_and_not_in_its_halo():
-    gate = QualityGate(seam=None, copy=None, finder=lambda pictures: pictures[:, :1])
+    gate = QualityGate(seam=None, copy=None, finder=lambda pictures: pictures[:, :1], finder_name="red")
     image = torch.full((1, 3, 64, 64), 0.2)
     image[..., 24:40, 24:40] = 0.95
     hole = torch.ones(1, 1, 64, 64, dtype=torch.bool)
@@ -111,7 +114,9 @@ def test_the_object_is_found_again_away_from_what_is_kept_and_not_in_its_halo():
 
 def test_a_finder_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(1, 1, 64, 64\)"):
-        QualityGate(finder=lambda pictures: pictures)(IMAGES[:1], push_pull(IMAGES, HOLES)[:1], HOLES[:1])
+        QualityGate(finder=lambda pictures: pictures, finder_name="all")(
+            IMAGES[:1], push_pull(IMAGES, HOLES)[:1], HOLES[:1]
+        )
 
 
 def test_verdicts_are_the_same_alone_in_a_batch_and_in_8_bits():
@@ -128,7 +133,7 @@ def test_an_empty_mask_passes():
 
 
 def test_the_identity_changes_with_every_setting():
-    gates = [QualityGate(), QualityGate(seam=0.2), QualityGate(copy=None), QualityGate(finder=CentreConfidence())]
+    gates = [QualityGate(), QualityGate(seam=0.2), QualityGate(copy=None), QualityGate(finder=_red, finder_name="red")]
     gates += [QualityGate(found_above=0.5), QualityGate(found_share=0.5)]
     identities = [str(gate.identity()) for gate in gates]
     assert len(set(identities)) == len(gates)

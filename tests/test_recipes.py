@@ -20,7 +20,7 @@ from infill_aug.profile import TaskProfile
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-TINY = ("data.size=32", "data.limit=24", "infills=push_pull", "infills.progress=false")
+TINY = ("data.size=32", "data.limit=24", "backend=push_pull", "infills.progress=false")
 
 
 def launch(recipe, *arguments, folder, code=0, prelude=""):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 import warnings
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 from infill_aug.cache.codec import CODECS, encode_infill, encode_map
 from infill_aug.cache.plan import PlannedSample, Planner, Scorer, pool
 from infill_aug.cache.recipe import Recipe, entry_key, infill_key, map_key
-from infill_aug.cache.store import InfillStore, InfillStoreWriter
+from infill_aug.cache.store import InfillStore, InfillStoreError, InfillStoreWriter
 from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.descriptor import TaskDescriptor
@@ -36,7 +37,7 @@ from infill_aug.infill.backend import (
     PartialInfillError,
     SampleContext,
 )
-from infill_aug.infill.gate import QualityGate
+from infill_aug.infill.gate import QualityGate, kind_of
 from infill_aug.key import digest, image_digest, seed_from
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import spread
@@ -45,7 +46,9 @@ RESUME_MODES = ("never", "if_possible", "always")
 # Samples that a dry run generates to measure time and size.
 _PROBE = 8
 # Threads that encode a batch while the next one is generated.
-_ENCODERS = 2
+_ENCODERS = min(8, os.cpu_count() or 1)
+# Samples that a report names for each reason of the gate.
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class BuildReport:
         failed: what went wrong, one record a sample or infill; also in the store's ``failures``.
         seconds: wall clock.
         bytes: size of the store on disk after the run.
-        rejected: how many fills the gate turned down, by the first word of the reason.
+        rejected: how many fills the gate turned down, by the first words of the reason.
+        examples: a few samples for each of these reasons.
         fell_back: infills made by the fallback.
     """
 
@@ -72,15 +76,15 @@ class BuildReport:
     seconds: float
     bytes: int
     rejected: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[int]] = field(default_factory=dict, repr=False)
     fell_back: int = 0
 
     def __str__(self) -> str:
-        turned_down = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
+        checked = _summary(self.rejected, self.examples, self.fell_back)
         return (
             f"{self.samples} images: {self.generated} infills generated, {self.present} already there, "
             f"{len(self.failed)} failures, {self.seconds:.1f} s, store {self.bytes / 1e6:.1f} MB"
-            + (f"; rejected and tried again: {turned_down}" if turned_down else "")
-            + (f"; {self.fell_back} by the fallback" if self.fell_back else "")
+            + (f"; {checked}" if checked else "")
         )
 
 
@@ -95,7 +99,7 @@ class BuildEstimate:
         bytes: estimated size on disk.
         free: free bytes on the store's disk.
         probed: samples that the estimate rests on.
-        dollars: estimated price in US dollars, retries not counted.
+        dollars: estimated price in US dollars of the infills that are not there yet, retries not counted.
     """
 
     samples: int
@@ -129,6 +133,7 @@ class _Job:
     context: SampleContext
     sample: _Open
     places: list[tuple[int, int]]  # (level, variant) that this infill serves
+    spare: str = ""  # key of the fallback's infill, where there is a fallback
 
 
 @dataclass

@@ -29,7 +29,7 @@ class Recipe:
         backend: name of the backend, for people.
         fingerprint_of_backend: the model configuration's fingerprint.
         variants: fills of each mask.
-        checks: gate, retries and fallback that the fills went through; empty where there were none.
+        checks: gate, retries and fallback of the build; empty where there were none.
 
     Example:
         >>> recipe = Recipe({"source": "CentreConfidence"}, (0.5, 1.0), "quantile", 0.95, 0, None, {}, "noise", "", 2)
@@ -97,11 +97,12 @@ def infill_key(
     descriptor: Mapping[str, Any],
     variant: int,
     label: object = None,
-    checks: Mapping[str, Any] | None = None,
+    gate: Mapping[str, Any] | None = None,
 ) -> str:
     """Key of one infill: everything that changes its pixels, and nothing else.
 
-    The level is not part of it: two levels that give one mask share one infill.
+    The level is not part of it: two levels that give one mask share one infill. Of the checks only the gate is: with
+    more retries or another fallback, what passed stays as it is.
     """
     request = {
         "image": image,
@@ -110,6 +111,6 @@ def infill_key(
         "descriptor": dict(descriptor),
         "variant": variant,
         "label": None if label is None else str(label),
-        **({"checks": dict(checks)} if checks else {}),
+        **({"gate": dict(gate)} if gate else {}),
     }
     return digest(["infill", _VERSION, request])

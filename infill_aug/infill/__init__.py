@@ -19,8 +19,11 @@ _BACKENDS = {
     "diffusion": "infill_aug.infill.diffusion:DiffusionBackend",
     "donor": "infill_aug.infill.donor:DonorBackend",
     "gan": "infill_aug.infill.gan:GANBackend",
+    "http": "infill_aug.infill.cloud.http:HTTPBackend",
+    "huggingface": "infill_aug.infill.cloud.huggingface:HuggingFaceBackend",
     "mae": "infill_aug.infill.mae:MAEBackend",
     "noise": "infill_aug.infill.noise:NoiseBackend",
+    "openai": "infill_aug.infill.cloud.openai:OpenAIBackend",
     "push_pull": "infill_aug.infill.push_pull:PushPullBackend",
     "telea": "infill_aug.infill.telea:TeleaBackend",
 }
@@ -30,8 +33,8 @@ def list_backends() -> list[str]:
     """Names of the backends that ship with the package.
 
     Example:
-        >>> list_backends()
-        ['diffusers', 'diffusion', 'donor', 'gan', 'mae', 'noise', 'push_pull', 'telea']
+        >>> list_backends()[:4]
+        ['diffusers', 'diffusion', 'donor', 'gan']
     """
     return sorted(_BACKENDS)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from infill_aug.infill.donor_pool import DonorPool, random_crop
 from infill_aug.infill.network import NetworkBackend
 from infill_aug.infill.visible import resize_visible
 
-BUNDLED = Path(__file__).parents[1] / "weights" / "infiller"
 # Network evaluations by the descriptor's complexity.
 _STEPS = {"low": 2, "medium": 4, "high": 8}
 # How much of a coarse fill is turned into noise when the next finer size takes it over.
@@ -36,7 +34,8 @@ class DiffusionBackend(NetworkBackend):
     another training picture. Where the build offers no other pictures, it begins with noise and adds no detail.
 
     Args:
-        weights: folder that ``recipes/train_infiller.py`` wrote, or any ``InfillPipeline``; by default the bundled one.
+        weights: folder that ``recipes/train_infiller.py`` wrote, or any ``InfillPipeline``. There are no bundled ones
+            yet.
         steps: network evaluations, 1 or more; by default 2, 4 or 8 by the descriptor's complexity.
         strength: 0..1, how far a fill departs from the donor that it begins with; at 1 it begins with noise.
         detail: 0..1, how much of the donor's fine detail is added at sizes that the network does not reach.
@@ -64,7 +63,8 @@ class DiffusionBackend(NetworkBackend):
         if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 0:
             raise ValueError(f"pool_size must be an integer of 0 or more, got {pool_size!r}")
         super().__init__(steps=steps, strength=strength, detail=detail)
-        self.weights, self.pool_size = Checkpoint(str(weights or BUNDLED)), pool_size
+        self.weights = Checkpoint(weights) if weights is not None else None
+        self.pool_size = pool_size
         self._pool = DonorPool()
 
     def check_options(self, options: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class DiffusionBackend(NetworkBackend):
         return dataclasses.replace(
             config,
             options=tuple(sorted(options.items())),
-            model=str(self.weights.identity["checkpoint"]),
+            model=str(self.weights.identity["checkpoint"]) if self.weights is not None else "",
             revision=self._pool.digest,
         )
 
@@ -99,6 +99,11 @@ class DiffusionBackend(NetworkBackend):
         Raises:
             BackendUnavailableError: the folder holds no such pipeline.
         """
+        if self.weights is None:
+            raise BackendUnavailableError(
+                "backend 'diffusion' has no bundled weights yet: train some on your pictures with "
+                "recipes/train_infiller.py, and give their folder as option 'weights'"
+            )
         try:
             pipelines = importlib.import_module("infill_aug.infill.pipeline")
         except ImportError as error:
@@ -107,8 +112,7 @@ class DiffusionBackend(NetworkBackend):
             return pipelines.load_infiller(self.weights.name, device)
         except (OSError, ValueError, KeyError) as error:
             raise BackendUnavailableError(
-                f"{self.weights.name!r} holds no infiller: {error} Train one with recipes/train_infiller.py, or leave "
-                "weights out for the bundled one."
+                f"{self.weights.name!r} holds no infiller: {error} Train one with recipes/train_infiller.py."
             ) from error
 
     def _fill(

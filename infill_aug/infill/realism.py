@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ def _trained(real: Tensor, filled: Tensor, generator: torch.Generator) -> nn.Mod
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         widths = (3, 24, 48, 96)
         blocks: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             blocks += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         model = nn.Sequential(*blocks, nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(), _Pool(), nn.Linear(192, 1))
     optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.utils import save_image
 
@@ -31,6 +32,7 @@ from infill_aug.infill.pipeline import InfillPipeline, predict
 
 # Share of the steps that learn to reconstruct alone, before a discriminator has its say, and of those that slow down.
 _WARM, _DECAY = 0.06, 0.3
+_DECAY_OF_AVERAGE = 0.998
 # Weights of the adversarial loss and of the discriminator's features.
 _ADVERSARIAL, _FEATURES = 0.2, 0.6
 # Weight of what a donor has against what a picture has.
@@ -58,7 +60,7 @@ class InfillerModule(pl.LightningModule):
         self.pipeline = (pipeline,)  # in a tuple: no submodule of its own
         self.unet, self.discriminator = pipeline.unet, Discriminator(width)
         self.steps, self.learning_rate, self.size = steps, learning_rate, pipeline.size
-        self.average = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(0.997), use_buffers=True)
+        self.average = AveragedModel(self.unet, multi_avg_fn=_follow, use_buffers=True)
         self._draw = torch.Generator().manual_seed(0)
 
     @property
@@ -122,7 +124,7 @@ class InfillerModule(pl.LightningModule):
         return _ADVERSARIAL * adversarial + _FEATURES * feature_loss(features, wanted, drawn.paired)
 
     def _step(self, optimizer: Any, loss: Tensor, network: nn.Module) -> None:
-        # Rising over the first steps, falling to nothing over the last; the discriminator begins later than the network.
+        # Rising over the first steps, falling to nothing over the last.
         rate = min(1.0, (self.done + 1) / 100, (1 - self.done / self.steps) / _DECAY)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate * max(rate, 1e-3)
@@ -139,8 +141,14 @@ class InfillerModule(pl.LightningModule):
         ]
 
 
+def _follow(averages: Any, weights: Any, count: Any) -> None:
+    """Moving average that forgets the untrained weights at once, and then looks back some hundreds of steps."""
+    decay = min(_DECAY_OF_AVERAGE, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
 def _tint(count: int, generator: torch.Generator) -> Tensor:
-    """A gain and three offsets for each picture, ``(B, 4, 1, 1)``: few pictures then last longer (Zhao et al., 2020)."""
+    """A gain and three offsets each, ``(B, 4, 1, 1)``: few pictures then last longer (Zhao et al., 2020)."""
     gain = 1 + 0.3 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
     shift = 0.3 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
     return torch.cat([gain, shift], dim=1)
@@ -225,13 +233,19 @@ def fit_infiller(
     sampler = RandomSampler(training, replacement=True, num_samples=steps * batch_size)
     loader = DataLoader(training, batch_size, sampler=sampler, drop_last=True)
     folder = Path(output)
-    callbacks: list[Any] = [ModelCheckpoint(folder, save_last=True, every_n_train_steps=1000, save_top_k=0)]
+    callbacks: list[Any] = [
+        ModelCheckpoint(folder, save_last=True, every_n_train_steps=max(1, min(1000, steps // 5)), save_top_k=0)
+    ]
     if held is not None:
         callbacks.append(SampleGrids(folder / "grids", held))
     settings = {"accelerator": "auto", "devices": 1, "logger": False, "enable_model_summary": False, **trainer}
     runner = pl.Trainer(max_epochs=1, callbacks=callbacks, default_root_dir=folder, **cast(Any, settings))
     last = folder / "last.ckpt"
-    runner.fit(module, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=False)
-    runner.save_checkpoint(last)
+    with warnings.catch_warnings():
+        # The weights after the step are the ones to keep.
+        warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
+        # Draws are independent: any are as good as those that would have come.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+        runner.fit(module, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=False)
     unet = copy.deepcopy(cast(Any, module.average.module)).cpu().eval()
     return InfillPipeline(unet, pipeline.scheduler)

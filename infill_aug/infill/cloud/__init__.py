@@ -1,0 +1,1 @@
+"""Fills from paid services over the network, through their own clients."""

@@ -1,0 +1,255 @@
+"""Any inpainting, editing or image-to-image pipeline of diffusers as a backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from infill_aug.checkpoint import Checkpoint, file_digest
+from infill_aug.descriptor import TaskDescriptor
+from infill_aug.infill.backend import BackendUnavailableError, ModelConfig, PartialInfillError, SampleContext
+from infill_aug.infill.diffusers.families import call_arguments, family_of, instruction, working_size
+from infill_aug.infill.diffusers.loading import Source, load_pipeline
+from infill_aug.infill.network import NetworkBackend
+from infill_aug.infill.prompts import fill_prompt
+from infill_aug.infill.push_pull import push_pull
+from infill_aug.infill.visible import resize_visible
+
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
+# What a fill is made of that a safety checker flagged: no picture has it.
+_FLAGGED = -1.0
+
+
+class DiffusersBackend(NetworkBackend):
+    """Pretrained diffusion models: Stable Diffusion, SDXL, SD3, Flux, Qwen-Image, Z-Image and what else diffusers has.
+
+    The class of the pipeline is found by the model: one that takes a mask where there is one, else one that edits or
+    changes pictures. The hole is first filled smoothly, the picture is resized to the model's own size with its aspect
+    kept, and the result is resized back.
+
+    Args:
+        model: id on the hub, or a folder that ``save_pretrained`` wrote.
+        revision: commit, tag or branch on the hub; pin a commit where stores shall outlive updates.
+        variant: of the weights' files, such as ``"fp16"``.
+        pipeline: name of a pipeline class of diffusers; by default found by the model.
+        dtype: ``"auto"`` (half precision on a GPU, float32 on a CPU), ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        lora: adapter that is fused into the weights: id on the hub, a folder, or a ``.safetensors`` file.
+        scheduler: ``"lcm"`` for adapters with few steps, or the name of a scheduler class; by default the model's.
+        steps: denoising steps that are run, 1 or more; by default by the descriptor's complexity.
+        guidance: how closely the prompt is followed, 0 or more; 1 switches it off. By default the model family's.
+        strength: above 0 and up to 1, how far the fill departs from a smooth continuation, for pipelines that take it.
+        size: side in pixels of the square whose area the model works at; by default the one that it was trained on.
+            Qwen-Image-Edit works at 1024 whatever is said here.
+        safety_checker: keep the model's own where it has one; pictures that it flags are failures.
+        max_batch: most pictures in one call, on a GPU.
+        offload: keep the parts that are not at work in the main memory, for GPUs that the model does not fit on.
+
+    Raises:
+        BackendUnavailableError: the model is not there, or cannot fill; raised by the first fill.
+        ImportError: diffusers is not installed; raised by the first fill.
+        ValueError: an option out of range.
+
+    Example:
+        >>> backend = DiffusersBackend("stable-diffusion-v1-5/stable-diffusion-inpainting", steps=20)
+        >>> dict(backend.model_config(TaskDescriptor("demo", "cat", prompt="a beach")).options)["prompt"]
+        'a beach'
+    """
+
+    name = "diffusers"
+    stochastic = True
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        pipeline: str | None = None,
+        dtype: str = "auto",
+        lora: str | None = None,
+        scheduler: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        strength: float | None = None,
+        size: int | None = None,
+        safety_checker: bool = True,
+        max_batch: int = 4,
+        offload: bool = False,
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {_DTYPES}, got {dtype!r}")
+        if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
+            raise ValueError(f"max_batch must be an integer of 1 or more, got {max_batch!r}")
+        super().__init__(steps=steps, guidance=guidance, strength=strength, size=size)
+        self.source = Source(model, revision, variant, pipeline, dtype, lora, scheduler, safety_checker)
+        self.max_batch = max_batch  # type: ignore[misc]
+        self.offload = offload
+        self._checkpoint = Checkpoint(model, revision)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """``steps`` is 1 or more, ``guidance`` 0 or more, ``strength`` in 0..1, ``size`` 16 or more; or null."""
+        for name, least, kind in (("steps", 1, int), ("size", 16, int), ("guidance", 0, int | float)):
+            value = options[name]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not value >= least):
+                what = "an integer" if kind is int else "a number"
+                raise ValueError(f"{name} must be {what} of {least} or more, or null, got {value!r}")
+        value = options["strength"]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
+            raise ValueError(f"strength must lie above 0 and up to 1, or be null, got {value!r}")
+
+    def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
+        """Options and prompts; the model with its revision, or a hash of the files of its folder. Loads nothing.
+
+        What the options leave open follows from the model and the complexity, which are both part of it.
+        """
+        config = super().model_config(descriptor)
+        prompt, negative = fill_prompt(descriptor)
+        source = dataclasses.asdict(self.source)
+        for name in ("model", "revision", "safety_checker"):  # the identity has them; a checker changes no fill
+            source.pop(name)
+        options = {
+            **dict(config.options),
+            **source,
+            "lora": _lora_identity(self.source.lora),
+            "complexity": descriptor.complexity,
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "own_prompt": descriptor.prompt is not None,
+        }
+        identity = self._checkpoint.identity
+        return dataclasses.replace(
+            config,
+            options=tuple(sorted(options.items())),
+            model=identity["checkpoint"],
+            revision=identity["revision"] or "",
+        )
+
+    def load(self, device: torch.device) -> Any:
+        """The pipeline, on the device."""
+        pipeline = load_pipeline(self.source, device)
+        try:
+            if self.offload and device.type != "cpu":
+                pipeline.enable_model_cpu_offload(device=device)
+            else:
+                pipeline.to(device)
+        except torch.OutOfMemoryError as error:
+            raise BackendUnavailableError(
+                f"{self.source.model!r} does not fit on {device}; use offload=True, or a smaller model"
+            ) from error
+        return pipeline
+
+    def _fill(
+        self, network: Any, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]
+    ) -> Tensor:
+        return run_pipeline(network, image, mask, dict(config.options), [sample.seed for sample in samples])
+
+    def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
+        fills = super()._generate(image, mask, config, samples)
+        flagged = (fills == _FLAGGED).flatten(1).all(dim=1)
+        if flagged.any():
+            reason = "the model's safety checker flagged the fill; use another seed or prompt, or safety_checker=False"
+            raise PartialInfillError(
+                torch.where(flagged[:, None, None, None], image, fills),
+                dict.fromkeys(flagged.nonzero()[:, 0].tolist(), reason),
+            )
+        return fills
+
+
+def run_pipeline(
+    pipeline: Any, image: Tensor, mask: Tensor, options: Mapping[str, Any], seeds: Sequence[int]
+) -> Tensor:
+    """Fill a batch with one call of a pipeline.
+
+    Args:
+        pipeline: of diffusers, one that takes pictures.
+        image: ``(B, 3, H, W)`` float32 in 0..1, 0 in the hole.
+        mask: ``(B, 1, H, W)`` bool; true = fill.
+        options: those of ``DiffusersBackend.model_config``.
+        seeds: one for each sample.
+
+    Returns:
+        ``(B, 3, H, W)`` float32 in 0..1; -1 all over where the pipeline's safety checker flagged the picture.
+    """
+    family = family_of(type(pipeline).__name__)
+    if family.pil and len(image) > 1:
+        fills = [
+            run_pipeline(pipeline, image[i : i + 1], mask[i : i + 1], options, seeds[i : i + 1])
+            for i in range(len(image))
+        ]
+        return torch.cat(fills)
+    parameters = inspect.signature(pipeline.__call__).parameters
+    side = options["size"] or native_side(pipeline)
+    height, width = working_size(image.shape[-2], image.shape[-1], side, size_multiple(pipeline))
+    # Pixels next to the hole stay clean; what is half hole is drawn anew.
+    picture, _ = resize_visible(image, mask, (height, width))
+    hole = (F.resize(mask.float(), [height, width], antialias=True) > 0).float()
+    picture = push_pull(picture, hole > 0).clamp(0, 1)
+    arguments = call_arguments(family, parameters, options, _few_steps(pipeline, options))
+    count = len(image)
+    arguments |= {
+        "prompt": [instruction(family, options["prompt"], options["own_prompt"])] * count,
+        "negative_prompt": [options["negative_prompt"]] * count,
+        "image": _pictures(picture) if family.pil else picture,
+        "mask_image": _pictures(hole) if family.pil else hole,
+        "height": height,
+        "width": width,
+        "max_area": height * width,
+        "_auto_resize": False,
+        # One generator a sample: a shared one would make a picture depend on those before it.
+        "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        "output_type": "pt",
+    }
+    result = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
+    fill = F.resize(result.images.float(), list(image.shape[-2:]), antialias=True).clamp(0, 1)
+    for i, flag in enumerate(getattr(result, "nsfw_content_detected", None) or []):
+        if flag:  # the picture is black
+            fill[i] = _FLAGGED
+    return fill.to(image.device)
+
+
+def native_side(pipeline: Any) -> int:
+    """Side in pixels of the square that a pipeline's model was trained on; 1024 where its config does not say."""
+    unet = getattr(pipeline, "unet", None)
+    cells = (
+        getattr(unet.config, "sample_size", None)
+        if unet is not None
+        else getattr(pipeline, "default_sample_size", None)
+    )
+    if isinstance(cells, list | tuple):
+        cells = cells[0]
+    return int(cells * pipeline.vae_scale_factor) if cells else 1024
+
+
+def size_multiple(pipeline: Any) -> int:
+    """Sides that a pipeline takes are multiples of this many pixels."""
+    factor = int(getattr(pipeline, "vae_scale_factor", 8))
+    # Transformers see patches of two cells; most pipelines ask for multiples of 8 whatever their factor is.
+    return math.lcm(8, factor if getattr(pipeline, "transformer", None) is None else 2 * factor)
+
+
+def _few_steps(pipeline: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a model was distilled to a few steps: by an adapter for LCM, or as Flux schnell."""
+    if options["scheduler"] in ("lcm", "LCMScheduler"):
+        return True
+    transformer = getattr(pipeline, "transformer", None)
+    if transformer is None or type(transformer).__name__ != "FluxTransformer2DModel":
+        return False
+    return not transformer.config.guidance_embeds
+
+
+def _pictures(batch: Tensor) -> list[Any]:
+    return [F.to_pil_image((each * 255).round().to(torch.uint8).cpu()) for each in batch]
+
+
+def _lora_identity(lora: str | None) -> str | None:
+    """An adapter's id on the hub; of files a hash, so that a new one is not taken for an older."""
+    if lora is None:
+        return None
+    return file_digest(lora) if Path(lora).is_file() else str(Checkpoint(lora).identity["checkpoint"])
