@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--batch-size", type=int, default=16, help="infills at once (default: %(default)s)")
     build.add_argument("--device", default="cpu", help="device of the networks (default: %(default)s)")
     build.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    build.add_argument("--gate", action="store_true", help="turn down fills that are not fit to train on")
+    build.add_argument(
+        "--gate",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="turn down fills that are not fit to train on: black, flat, cut off, copied, the object drawn again",
+    )
     build.add_argument("--retries", type=int, default=2, help="further tries of a rejected fill (default: %(default)s)")
     build.add_argument("--fallback", metavar="BACKEND", help="fills what the backend or the gate gave up")
     build.add_argument("--dry-run", action="store_true", help="measure a few images and estimate time and disk")
@@ -125,21 +130,15 @@ def _demo(options: Any) -> int:
 
 def _build(options: Any) -> int:
     from infill_aug.cache.build import BuildReport, build_cache
-    from infill_aug.confidence.from_profile import source_from_profile
-    from infill_aug.confidence.network import NetworkConfidence
     from infill_aug.descriptor import TaskDescriptor
     from infill_aug.infill import load_backend
-    from infill_aug.infill.gate import QualityGate
-    from infill_aug.profile import TaskProfile
 
     descriptor = TaskDescriptor.from_json(options.descriptor) if options.descriptor else None
     name = options.backend or (descriptor.backend if descriptor else None) or "push_pull"
-    source = source_from_profile(TaskProfile.load(options.profile), options.device)
     report = build_cache(
         _dataset(options),
         options.store,
         profile=options.profile,
-        source=source,
         backend=load_backend(name, **json.loads(options.options)),
         descriptor=descriptor,
         levels=options.levels,
@@ -150,7 +149,7 @@ def _build(options: Any) -> int:
         batch_size=options.batch_size,
         device=options.device,
         num_workers=options.workers,
-        gate=QualityGate(finder=source if isinstance(source, NetworkConfidence) else None) if options.gate else None,
+        gate=options.gate,
         retries=options.retries,
         fallback=options.fallback,
         dry_run=options.dry_run,
@@ -178,11 +177,14 @@ def _dataset(options: Any) -> Any:
 
 
 def _inspect(options: Any) -> int:
+    from infill_aug.cache.inspect import verdicts
     from infill_aug.cache.store import InfillStore
 
     store = InfillStore(options.store, create=False)
     print(f"{store.path}: {len(store)} records, {store.size_bytes() / 1e6:.1f} MB")
     latest = store.read_document("latest")["recipe"] if "latest" in store.documents() else None
+    checked = any(store.read_document(name).get("checks") for name in store.documents("recipe-"))
+    found = verdicts(store) if checked else {}  # reads every entry
     for name in store.documents("recipe-"):
         recipe = store.read_document(name)
         mark = " (built last)" if name == f"recipe-{latest}" else ""
@@ -190,7 +192,10 @@ def _inspect(options: Any) -> int:
             f"{name}{mark}: backend {recipe['backend']}, levels {recipe['levels']} ({recipe['mode']}), "
             f"{recipe['variants']} variants, {recipe['source']['source']}, descriptor {recipe['descriptor']}"
         )
-    failures = store.failures()
+        if recipe.get("checks"):
+            print(_checked(recipe["checks"], *found.get(name.removeprefix("recipe-"), ({}, {}))))
+    # A build's summary of what its gate turned down is no failure.
+    failures = [record for record in store.failures() if "sample" in record]
     print(f"{len(failures)} failures recorded")
     for failure in failures[-5:]:
         print(f"  sample {failure.get('sample')}: {failure.get('reason')}")
@@ -199,6 +204,18 @@ def _inspect(options: Any) -> int:
 
         print(f"{save_contact_sheet(store, Path(options.picture), options.count)} infills in {options.picture}")
     return 0
+
+
+def _checked(checks: Mapping[str, Any], rejected: Mapping[str, int], by_fallback: Mapping[str, int]) -> str:
+    """One line on what a recipe's gate and fallback did."""
+    parts = []
+    if "gate" in checks:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(rejected.items())) or "none"
+        parts.append(f"fills rejected: {counts}; up to {checks['retries']} retries")
+    if "fallback" in checks:
+        name = checks["fallback"]["backend"]
+        parts.append(f"{by_fallback.get(name, 0)} infills by the fallback {name}")
+    return "  " + "; ".join(parts)
 
 
 def _verify(options: Any) -> int:

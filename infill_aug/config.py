@@ -114,7 +114,7 @@ class BuildConfig:
     store: Any = MISSING
     profile: Any = "labelled_masks"
     source: Any = None
-    backend: Any = "push_pull"
+    backend: Any = None
     descriptor: Any = None
     levels: Any = None
     variants: int = 1

@@ -383,7 +383,7 @@ def test_without_a_network_the_backend_gives_up_after_a_few_requests(name, servi
         taken.bind(("127.0.0.1", 0))  # and not listening
         service.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         backend = make(name, service, retries=0, concurrency=2)
-        with pytest.raises(BackendUnavailableError, match=r"cannot be reached.*[4-6] requests in a row.*network"):
+        with pytest.raises(BackendUnavailableError, match=r"cannot be reached.*[45] requests in a row.*network"):
             fill(backend, 9)
         with pytest.raises(BackendUnavailableError):  # also one at a time, as a build may ask
             fill(backend)
@@ -399,7 +399,7 @@ def test_requests_that_the_service_calls_wrong_end_the_backend_too(service):
     service.fault_for = lambda seen: 422
     with pytest.raises(BackendUnavailableError, match=r"calls the request wrong.*options"):
         fill(make("automatic", service, concurrency=1), 9)
-    assert 4 <= len(service.seen) <= 6
+    assert len(service.seen) == 4
     service.faults, service.fault_for = [422, 422, None, 422, 422, None, 422, 422], lambda seen: None
     with pytest.raises(PartialInfillError, match="6 of 9"):
         fill(make("automatic", service, concurrency=1), 9)

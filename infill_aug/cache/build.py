@@ -111,7 +111,7 @@ class BuildEstimate:
     dollars: float = 0.0
 
     def __str__(self) -> str:
-        if self.dollars:
+        if math.isnan(self.seconds):
             return (
                 f"{self.samples} images, {self.infills} infills: about {self.dollars:.2f} US dollars and "
                 f"{self.bytes / 1e6:.1f} MB at most ({self.free / 1e6:.0f} MB free); nothing was sent, so the time is "
@@ -153,7 +153,7 @@ def build_cache(
     *,
     profile: TaskProfile | str | Mapping[str, Any] = "labelled_masks",
     source: ConfidenceSource | None = None,
-    backend: InfillBackend | str = "push_pull",
+    backend: InfillBackend | str | None = None,
     descriptor: TaskDescriptor | str | Mapping[str, Any] | None = None,
     levels: Sequence[float] | None = None,
     variants: int = 1,
@@ -164,7 +164,7 @@ def build_cache(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     image_key: str | int | None = None,
-    gate: QualityGate | None = None,
+    gate: QualityGate | bool | None = None,
     retries: int = 2,
     fallback: InfillBackend | str | None = None,
     dry_run: bool = False,
@@ -174,7 +174,8 @@ def build_cache(
 
     Keys follow from the content of each image, mask and option: a rerun generates only what is missing, deletes
     nothing, and makes the same bytes whatever the batch size, order or number of workers. A sample that fails is
-    recorded and left out; the next run tries it again.
+    recorded and left out; the next run tries it again. So it does with what a fallback filled because the backend was
+    unavailable or failed; what the gate turned down for good stays the fallback's.
 
     Args:
         dataset: map-style, with images as the training will read them, before any transform: tuples or mappings with
@@ -182,7 +183,7 @@ def build_cache(
         store: an ``InfillStore`` or the folder of one.
         profile: task profile, its name, file or fields.
         source: confidence source; by default the one that the profile names.
-        backend: infill backend or its name.
+        backend: infill backend or its name; by default the descriptor's, else ``"push_pull"``.
         descriptor: task descriptor, JSON text, path or mapping.
         levels: rising thresholds, one infill each; by default a half, three quarters and all of the profile's upper
             bound.
@@ -195,10 +196,11 @@ def build_cache(
         device: device of the backend's tensors.
         num_workers: processes that read images and compute maps.
         image_key: key or position of the image in a sample.
-        gate: turns fills down that are not fit to train on; they are tried again with the next seed.
-        retries: further tries of a fill that the gate turned down, 0 or more.
+        gate: turns fills down that are not fit to train on; they are tried again with the next seed. ``True`` makes one
+            that suits the backend and looks for the object with the source, where that is a network.
+        retries: further tries of a fill that the gate turned down, 0 or more; backends without randomness get none.
         fallback: backend or its name for what the backend or the gate gave up; such infills are marked in the image's
-            entry. Without one they are failures.
+            entry, and not judged. Without one they are failures.
         dry_run: measure a few samples, store nothing, and return an estimate. A paid service is not called.
         progress: show a progress bar.
 
@@ -219,14 +221,16 @@ def build_cache(
     """
     profile = TaskProfile.load(profile)
     descriptor = _descriptor(descriptor)
-    if isinstance(backend, str):
-        backend = load_backend(backend)
+    if not isinstance(backend, InfillBackend):
+        backend = load_backend(backend or descriptor.backend or "push_pull")
     if isinstance(fallback, str):
         fallback = load_backend(fallback)
     if isinstance(retries, bool) or retries < 0:
         raise ValueError(f"retries must be 0 or more, got {retries!r}")
     source = source or source_from_profile(profile, device)
     _warn_of_quality(source)
+    if isinstance(gate, bool):
+        gate = QualityGate.of_build(backend.name, source) if gate else None
     levels = check_levels(levels if levels is not None else [s * profile.bounds[1] for s in (0.5, 0.75, 1.0)])
     _check(dataset, variants, resume, codec, batch_size)
     store = store if isinstance(store, InfillStore) else InfillStore(store)
@@ -240,9 +244,8 @@ def build_cache(
     if gate is not None:
         checks |= {"gate": gate.identity(), "retries": retries}
     if fallback is not None:
-        # The descriptor's options are the backend's: the fallback goes by its own.
-        spare = dataclasses.replace(descriptor, options={})
-        checks["fallback"] = fallback.model_config(spare).fingerprint()
+        spare = fallback.model_config(_plain(descriptor))
+        checks["fallback"] = {"backend": spare.backend, "fingerprint": spare.fingerprint()}
     recipe = Recipe(
         source=source.config(),
         levels=levels,
@@ -272,11 +275,17 @@ def build_cache(
         ThreadPoolExecutor(_ENCODERS) as run.encoders,
         tqdm(total=len(plan), unit="image", disable=not progress, desc="infills") as bar,
     ):
-        for sample in scorer(loader, writer):
-            run.add(sample, writer)
-            bar.update()
-            bar.set_postfix(generated=run.generated, failed=len(run.failed), refresh=False)
-        run.finish(writer)
+        try:
+            for sample in scorer(loader, writer):
+                run.add(sample, writer)
+                bar.update()
+                bar.set_postfix(generated=run.generated, failed=len(run.failed), refresh=False)
+            run.finish(writer)
+        except InfillStoreError:  # nothing more can be written
+            raise
+        except BaseException:
+            run.write(writer)  # what has been made may have cost money
+            raise
     store.refresh()
     return BuildReport(
         recipe=recipe.fingerprint(),
@@ -287,6 +296,7 @@ def build_cache(
         seconds=time.perf_counter() - started,
         bytes=store.size_bytes(),
         rejected=dict(run.rejected),
+        examples=run.examples,
         fell_back=run.fell_back,
     )
 
@@ -303,8 +313,10 @@ class _Run:
         # Without randomness the next try gives the same fill.
         self.tries = 1 + (retries if gate is not None and config.stochastic else 0)
         self.rejected: Counter[str] = Counter()
+        self.examples: dict[str, list[int]] = {}
         self.encoders: ThreadPoolExecutor | None = None
-        self._encoding: list[tuple[_Job, Future[tuple[bytes, str]] | None]] = []
+        self._encoding: list[tuple[_Job, str, Future[tuple[bytes, str]] | None]] = []
+        self._spares: set[str] = set()  # keys of the fallback's infills that this run has made
         self._gone = False  # the backend can fill nothing more
         self.store, self.recipe, self.backend, self.config = store, recipe, backend, config
         self.descriptor, self.codec, self.batch_size, self.device = descriptor, codec, batch_size, device
@@ -327,19 +339,15 @@ class _Run:
             keys: list[str | None] = []
             for variant in range(self.recipe.variants):
                 key = infill_key(
-                    sample.digest,
-                    mask_digest,
-                    self.config.fingerprint(),
-                    self.recipe.descriptor,
-                    variant,
-                    sample.label,
-                    self.recipe.checks,
-                )
+                    sample.digest, mask_digest, self.config.fingerprint(), self.recipe.descriptor, variant,
+                    sample.label, self.recipe.checks.get("gate"),
+                )  # fmt: skip
                 seed = seed_from(self.descriptor.seed, sample.digest, mask_digest, variant)
                 context = SampleContext(sample.digest, seed, sample.label)
                 # An empty mask has nothing to generate; its place stays empty and the image itself is read there.
                 if mask.any():
                     job = jobs.setdefault(key, _Job(key, sample.image, mask[None], context, opened, []))
+                    job.spare = self._spare_key(sample, mask_digest, variant)
                     job.places.append((level, variant))
                     keys.append(key)
                 else:
@@ -347,6 +355,17 @@ class _Run:
             entry["infills"].append(keys)
         opened.request = digest(entry)
         return opened, list(jobs.values())
+
+    def _spare_key(self, sample: PlannedSample, mask_digest: str, variant: int) -> str:
+        """Key of what the fallback would make: the one that it has in a build of its own."""
+        if self.fallback is None:
+            return ""
+        descriptor = _plain(self.descriptor)
+        config = self.fallback.model_config(descriptor)
+        return infill_key(
+            sample.digest, mask_digest, config.fingerprint(), descriptor.to_dict(),
+            variant if config.stochastic else 0, sample.label,
+        )  # fmt: skip
 
     def add(self, sample: PlannedSample, writer: InfillStoreWriter) -> None:
         """Queue what a sample lacks, and generate where a batch is full."""
@@ -363,9 +382,9 @@ class _Run:
                     stacklevel=3,
                 )
             return
-        missing = [job for job in jobs if job.key not in self.store]
+        before = self._notes(opened)
+        missing = [job for job in jobs if not self._is_there(job, before)]
         self.present += len(jobs) - len(missing)
-        self._remember(opened, {job.key for job in jobs} - {job.key for job in missing})
         if opened.entry["map"] not in self.store and opened.entry["map"] not in self.maps:
             writer.put(opened.entry["map"], *encode_map(sample.confidence))
             self.maps.add(opened.entry["map"])
@@ -383,10 +402,15 @@ class _Run:
             while queue:
                 batch, queue[:] = queue[: self.batch_size], queue[self.batch_size :]
                 self._generate(batch, writer)
-        self._write(writer)
+        self.write(writer)
+        if self.rejected or self.fell_back:
+            checked = _summary(self.rejected, self.examples, self.fell_back)
+            writer.record_failure(
+                {"recipe": self.fingerprint, "reason": checked, "rejected": self.rejected, "fell_back": self.fell_back}
+            )
 
-    def fill(self, jobs: Sequence[_Job]) -> tuple[Tensor, dict[int, str]]:
-        """``uint8`` infills of a batch, and what went wrong by position."""
+    def fill(self, jobs: Sequence[_Job]) -> tuple[Tensor, dict[int, str], dict[int, str]]:
+        """``uint8`` infills of a batch; by position, what went wrong, and why the fallback filled it."""
         images = torch.stack([job.image for job in jobs]).to(self.device).float() / 255
         masks = torch.stack([job.mask for job in jobs]).to(self.device)
         result, reasons = images.clone(), dict[int, str]()
@@ -397,34 +421,36 @@ class _Run:
             verdicts: list[str | None] = [None] * len(waiting)
             if self.gate is not None:
                 # What is stored is judged: 8 bits.
-                verdicts = self.gate(images[waiting], (fills * 255).round() / 255, masks[waiting])
+                labels = [context.label for context in contexts]
+                verdicts = self.gate(images[waiting], (fills * 255).round() / 255, masks[waiting], labels)
             turned_down = []
             for place, i in enumerate(waiting):
-                if place in failed:
-                    reasons[i] = failed[place]
-                elif verdict := verdicts[place]:
+                # A backend looks at its fills too, and a fault of a fill is a fault, whoever finds it.
+                verdict = failed[place] if place in failed else verdicts[place]
+                if verdict is None:
+                    reasons.pop(i, None)
+                    result[i] = fills[place]
+                elif self.gate is not None and kind_of(verdict) is not None:
                     self._turn_down(jobs[i], verdict)
                     reasons[i] = f"rejected {attempt + 1} times, at last {verdict}"
                     turned_down.append(i)
                 else:
-                    reasons.pop(i, None)
-                    result[i] = fills[place]
+                    reasons[i] = verdict
             waiting = turned_down
             if not waiting:
                 break
+        fell_back: dict[int, str] = {}
         if reasons and self.fallback is not None:
             left = sorted(reasons)
-            fills, failed = self._ask(self.fallback, images[left], masks[left], [jobs[i].context for i in left])
+            contexts = [jobs[i].context for i in left]
+            fills, failed = self._ask(self.fallback, images[left], masks[left], contexts)
             for place, i in enumerate(left):
                 if place in failed:
                     reasons[i] += f"; the fallback {self.fallback.name!r}: {failed[place]}"
                 else:
-                    jobs[i].sample.entry.setdefault("fallback", {})[jobs[i].key] = (
-                        f"{self.fallback.name}: {reasons.pop(i)}"
-                    )
-                    self.fell_back += 1
+                    fell_back[i] = reasons.pop(i)
                     result[i] = fills[place]
-        return (result * 255).round().to(torch.uint8).cpu(), reasons
+        return (result * 255).round().to(torch.uint8).cpu(), reasons, fell_back
 
     def _ask(
         self, backend: InfillBackend, images: Tensor, masks: Tensor, contexts: Sequence[SampleContext]
@@ -432,16 +458,19 @@ class _Run:
         """Fills of a backend, and what went wrong by position; everything, where it is gone and there is a fallback."""
         descriptor = self.descriptor
         if backend is self.fallback:
-            descriptor = dataclasses.replace(descriptor, options={})
+            descriptor = _plain(descriptor)
         elif self._gone:
             return images, dict.fromkeys(range(len(images)), f"{backend.name} is unavailable")
         try:
             return backend.generate_infill(images.masked_fill(masks, 0.0), masks, descriptor, samples=contexts), {}
         except PartialInfillError as error:
             return error.images, error.reasons
-        except BackendUnavailableError as error:
+        except (BackendUnavailableError, ImportError) as error:
             if self.fallback is None or backend is self.fallback:
-                raise
+                raise BackendUnavailableError(
+                    f"{error} (what was stored stays stored: the same build goes on from there"
+                    + (")" if self.fallback else "; one with fallback='push_pull' fills the rest without it)")
+                ) from error
             self._gone = True
             warnings.warn(
                 f"{backend.name} is unavailable, the fallback {self.fallback.name!r} fills the rest: {error}",
@@ -450,43 +479,73 @@ class _Run:
             return images, dict.fromkeys(range(len(images)), f"{backend.name} is unavailable: {error}")
 
     def _turn_down(self, job: _Job, verdict: str) -> None:
-        self.rejected[verdict.split(":")[0]] += 1
+        kind = kind_of(verdict) or verdict
+        self.rejected[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if job.sample.index not in examples and len(examples) < _EXAMPLES:
+            examples.append(job.sample.index)
         job.sample.entry.setdefault("rejected", {}).setdefault(job.key, []).append(verdict)
 
     def _generate(self, jobs: Sequence[_Job], writer: InfillStoreWriter) -> None:
-        fills, reasons = self.fill(jobs)
+        fills, reasons, fell_back = self.fill(jobs)
         # The batch before was encoded meanwhile; it is written in its order, whatever thread was first.
-        self._write(writer)
+        self.write(writer)
         assert self.encoders is not None
         for i, job in enumerate(jobs):
+            key: str | None = job.key
+            is_there = False
             if i in reasons:
                 self._fail(writer, job.sample.index, reasons[i], key=job.key)
-                for level, variant in job.places:
-                    job.sample.entry["infills"][level][variant] = None
-                self._encoding.append((job, None))
-            else:
+                key = None
+            elif i in fell_back:
+                self._fall_back(job, fell_back[i])
+                key = job.spare
+                is_there = key in self._spares or key in self.store
+                self._spares.add(key)
+            encoded = None
+            if key is not None and not is_there:
                 encoded = self.encoders.submit(encode_infill, fills[i], job.mask, job.image, self.codec)
-                self._encoding.append((job, encoded))
+            self._place(job, key)
+            self._encoding.append((job, key or "", encoded))
 
-    def _write(self, writer: InfillStoreWriter) -> None:
-        for job, encoded in self._encoding:
+    def write(self, writer: InfillStoreWriter) -> None:
+        """Store what is encoded, and the entries that are complete with it."""
+        while self._encoding:
+            job, key, encoded = self._encoding.pop(0)
             if encoded is not None:
-                writer.put(job.key, *encoded.result())
+                writer.put(key, *encoded.result())
                 self.generated += 1
             job.sample.waiting -= 1
             if job.sample.waiting == 0:
                 self._close(job.sample, writer)
-        self._encoding = []
 
-    def _remember(self, opened: _Open, present: set[str]) -> None:
-        """Take over what an earlier run noted of the infills that are there."""
-        known = self.store.get(opened.key) if self.recipe.checks and present else None
-        if known is not None:
-            before = json.loads(known)
-            for name in ("fallback", "rejected"):
-                notes = {key: note for key, note in before.get(name, {}).items() if key in present}
-                if notes:
-                    opened.entry[name] = notes
+    def _place(self, job: _Job, key: str | None) -> None:
+        for level, variant in job.places:
+            job.sample.entry["infills"][level][variant] = key
+
+    def _fall_back(self, job: _Job, reason: str) -> None:
+        assert self.fallback is not None
+        job.sample.entry.setdefault("fallback", {})[job.key] = f"{self.fallback.name}: {reason}"
+        self.fell_back += 1
+
+    def _notes(self, opened: _Open) -> dict[str, dict[str, Any]]:
+        """What an earlier run noted of a sample: why fills were rejected, and what the fallback filled."""
+        known = self.store.get(opened.key) if self.recipe.checks else None
+        entry = json.loads(known) if known is not None else {}
+        return {name: entry.get(name, {}) for name in ("rejected", "fallback")}
+
+    def _is_there(self, job: _Job, before: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether the store has the infill, or what the fallback made after the gate had turned down every try."""
+        note = before["fallback"].get(job.key, "")
+        given_up = note.partition(": ")[2].startswith("rejected") and job.spare in self.store
+        if job.key not in self.store and not given_up:
+            return False
+        if job.key in before["rejected"]:
+            job.sample.entry.setdefault("rejected", {})[job.key] = before["rejected"][job.key]
+        if job.key not in self.store:
+            job.sample.entry.setdefault("fallback", {})[job.key] = note
+            self._place(job, job.spare)
+        return True
 
     def _close(self, opened: _Open, writer: InfillStoreWriter) -> None:
         for name in ("rejected", "fallback"):  # in one order, whatever came first
@@ -506,6 +565,21 @@ class _Run:
 def _again(context: SampleContext, attempt: int) -> SampleContext:
     """The context of the next try: its own seed, the same whatever the batch."""
     return dataclasses.replace(context, seed=seed_from(context.seed, "again", attempt)) if attempt else context
+
+
+def _plain(descriptor: TaskDescriptor) -> TaskDescriptor:
+    """The descriptor as a fallback reads it: the options in it are the backend's."""
+    return dataclasses.replace(descriptor, options={})
+
+
+def _summary(rejected: Mapping[str, int], examples: Mapping[str, Sequence[int]], fell_back: int) -> str:
+    """What the gate turned down and the fallback filled, for people; empty where nothing was."""
+    parts = []
+    for kind, count in sorted(rejected.items()):
+        some = ", ".join(str(index) for index in examples.get(kind, ()))
+        parts.append(f"{count} {kind} (samples {some})")
+    text = [f"fills rejected: {', '.join(parts)}"] if parts else []
+    return "; ".join(text + ([f"{fell_back} by the fallback"] if fell_back else []))
 
 
 def _descriptor(descriptor: TaskDescriptor | str | Mapping[str, Any] | None) -> TaskDescriptor:
@@ -552,7 +626,7 @@ def _estimate(
 ) -> BuildEstimate:  # fmt: skip
     run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
     indices = spread(len(plan), _PROBE)
-    infills, size, dollars = 0, 0, 0.0
+    infills, size, dollars, paid = 0, 0, 0.0, False
     started = time.perf_counter()
     for sample in scorer(plan[index] for index in indices):
         if sample.error:
@@ -560,7 +634,8 @@ def _estimate(
         _, jobs = run.jobs(sample)
         each = backend.price(descriptor, *sample.image.shape[-2:])
         if each:  # an estimate must not cost anything: the picture itself stands for its fill
-            dollars += each * len(jobs)
+            dollars += each * sum(job.key not in store for job in jobs)
+            paid = True
             fills = [job.image for job in jobs]
         else:
             fills = list(run.fill(jobs)[0]) if jobs else []
@@ -573,7 +648,7 @@ def _estimate(
     return BuildEstimate(
         samples=len(plan),
         infills=round(infills * share),
-        seconds=math.nan if dollars else seconds * share,
+        seconds=math.nan if paid else seconds * share,
         bytes=round(size * share),
         free=shutil.disk_usage(store.path).free,
         probed=len(indices),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torchvision.utils import make_grid
 
 from infill_aug.cache.codec import decode_pixels
 from infill_aug.cache.store import InfillStore
+from infill_aug.infill.gate import kind_of
 
 
 def entries(store: InfillStore) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -49,6 +51,24 @@ def keys_of_recipes(store: InfillStore, recipes: Iterable[str]) -> set[str]:
                 note = store.get(entry["score"])
                 keys |= {entry["score"]} | ({note.decode()} if note is not None else set())
     return keys
+
+
+def verdicts(store: InfillStore) -> dict[str, tuple[Counter[str], Counter[str]]]:
+    """What gates turned down and fallbacks filled, as the entries of the images note it.
+
+    Args:
+        store: an open store; all of its entries are read.
+
+    Returns:
+        For each recipe with such notes: fills rejected, by reason, and infills made, by fallback.
+    """
+    found: dict[str, tuple[Counter[str], Counter[str]]] = defaultdict(lambda: (Counter(), Counter()))
+    for _, entry in entries(store):
+        for reasons in entry.get("rejected", {}).values():
+            found[entry["recipe"]][0].update(kind_of(reason) or reason for reason in reasons)
+        for note in entry.get("fallback", {}).values():
+            found[entry["recipe"]][1][note.partition(":")[0]] += 1
+    return dict(found)
 
 
 def save_contact_sheet(store: InfillStore, path: Path, count: int = 24, side: int = 128) -> int:

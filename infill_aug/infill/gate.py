@@ -262,10 +262,12 @@ def copy_correlation(image: Tensor, fill: Tensor, mask: Tensor) -> float:
         >>> round(copy_correlation(image, image, mask), 3)
         1.0
     """
-    fine = []
+    fine, inside = [], mask[None].float()
+    share = nnf.avg_pool2d(inside, 5, stride=1, padding=2)
     for part in (image, fill):
-        grey = part.mean(dim=0)[None, None]
-        smooth = nnf.avg_pool2d(nnf.pad(grey, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+        # Means of the hole's own pixels: the contour of what is kept is the same in both.
+        grey = part.mean(dim=0)[None, None] * inside
+        smooth = nnf.avg_pool2d(grey, 5, stride=1, padding=2) / share.clamp(min=0.01)
         fine.append((grey - smooth)[0, 0][mask[0]])
     first, second = (values - values.mean() for values in fine)
     deviations = [float(values.square().mean().sqrt()) for values in (first, second)]

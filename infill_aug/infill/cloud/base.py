@@ -215,10 +215,10 @@ class CloudBackend(InfillBackend):
         price = self.known_price(options, height, width) if price is None else float(price)
         started = push_pull(image.cpu(), mask.cpu())
         result = started.clone()
-        stop, end, reasons = threading.Event(), "", dict[int, str]()
+        stop, reasons = _End(), dict[int, str]()
         with self._connect(options) as client, _threads(min(self.concurrency, len(samples)), stop) as pool:
             places: dict[Future[Tensor], int] = {
-                pool.submit(self._ask, client, self._prepared(picture, hole, options, sample), price, stop): place
+                pool.submit(self._answer, client, self._prepared(picture, hole, options, sample), price, stop): place
                 for place, (picture, hole, sample) in enumerate(zip(started, mask.cpu(), samples, strict=True))
             }
             for future in as_completed(places):
@@ -227,15 +227,14 @@ class CloudBackend(InfillBackend):
                     answer = future.result()
                 except RequestFailedError as error:
                     reasons[place] = self._without_secrets(str(error))
-                    if stop.is_set() and not end and error is not _NOT_SENT:
-                        end = reasons[place]
                     continue
                 # One by one: sums over a batch would round differently.
                 fill = F.resize(answer.float()[None] / 255, [height, width], antialias=True)
                 fill = remove_drift(started[place][None], fill, ~mask[place].cpu()[None])
                 result[place] = (fill[0] * 255).round() / 255
+        end = self._without_secrets(stop.reason)
         if end and len(reasons) == len(samples):
-            raise BackendUnavailableError(f"backend {self.name!r} cannot go on: {end}{self._advice()}")
+            raise BackendUnavailableError(f"backend {self.name!r} cannot go on: {end}")
         reasons = {place: f"not sent: {end}" if why == _NOT_SENT else why for place, why in reasons.items()}
         if reasons:  # what was paid for is kept, also where the next batch will say that nothing goes any more
             raise PartialInfillError(result.to(image.device), reasons)
@@ -252,7 +251,23 @@ class CloudBackend(InfillBackend):
         seed = 1 + sample.seed % (2**31 - 2)
         return FillRequest(image, mask, options["prompt"], options["negative_prompt"], seed, options)
 
-    def _ask(self, client: Any, request: FillRequest, price: float, stop: threading.Event) -> Tensor:
+    def _answer(self, client: Any, request: FillRequest, price: float, stop: _End) -> Tensor:
+        """``_ask``, and the end of the batch where its failure says so; called by threads."""
+        try:
+            answer = self._ask(client, request, price, stop)
+        except RequestFailedError as error:
+            in_vain = self.limits.count(error)
+            if error.kind == "gone":
+                stop.because(str(error))
+            elif in_vain >= _PATIENCE:
+                stop.because(
+                    f"{error}; {in_vain} requests in a row failed so: check the network, the address and the options"
+                )
+            raise
+        self.limits.count(None)
+        return answer
+
+    def _ask(self, client: Any, request: FillRequest, price: float, stop: _End) -> Tensor:
         """The service's picture ``(3, h, w)`` uint8, after as many attempts as it takes and is allowed."""
         attempts = 1 if self.retries_itself else 1 + self.retries
         for attempt in range(attempts):
@@ -278,13 +293,9 @@ class CloudBackend(InfillBackend):
             _log.debug("%s: attempt %d failed: %s", self.name, attempt + 1, self._without_secrets(str(failure)))
             if not again:
                 break
-            stop.wait(wait)
+            if stop.wait(wait):
+                break
         raise failure from None
-
-    def _advice(self) -> str:
-        if self._in_vain >= _PATIENCE:
-            return f"; {self._in_vain} requests in a row failed so: check the network, the address and the options"
-        return ""
 
     def _without_secrets(self, text: str) -> str:
         """A text without keys, which some services send back."""
@@ -292,6 +303,16 @@ class CloudBackend(InfillBackend):
             if os.environ.get(name):
                 text = text.replace(os.environ[name], f"<{name}>")
         return text
+
+
+class _End(threading.Event):
+    """Set where no further request of a batch is to go out, and why."""
+
+    reason = ""
+
+    def because(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self.set()
 
 
 def encoded(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -16,8 +17,11 @@ from torchvision.transforms.v2 import functional as F
 from infill_aug.checkpoint import Checkpoint, file_digest
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.backend import BackendUnavailableError, ModelConfig, PartialInfillError, SampleContext
+from infill_aug.infill.diffusers.differential import DifferentialDiffusion, soft_mask_trouble
 from infill_aug.infill.diffusers.families import call_arguments, family_of, instruction, working_size
+from infill_aug.infill.diffusers.levers import compile_parts, remember_pictures, remember_texts, spare_latents
 from infill_aug.infill.diffusers.loading import Source, load_pipeline
+from infill_aug.infill.diffusers.structure import STRUCTURES
 from infill_aug.infill.network import NetworkBackend
 from infill_aug.infill.prompts import fill_prompt
 from infill_aug.infill.push_pull import push_pull
@@ -49,8 +53,20 @@ class DiffusersBackend(NetworkBackend):
         size: side in pixels of the square whose area the model works at; by default the one that it was trained on.
             Qwen-Image-Edit works at 1024 whatever is said here.
         safety_checker: keep the model's own where it has one; pictures that it flags are failures.
+        vae: another autoencoder than the model's: id on the hub, or folder; a tiny one such as
+            ``"madebyollin/taesd"`` takes a tenth of the time, which is most of it when there are few steps.
+        controlnet: ControlNet that makes fills follow what is visible: id on the hub, or folder; for Stable Diffusion,
+            SDXL and Flux.
+        structure: what the ControlNet is shown: ``"edges"`` of the visible part, ``"depth"`` of the smoothly continued
+            picture, or the visible ``"picture"`` itself.
+        structure_scale: 0 or more, how closely the ControlNet is followed.
+        depth_model: checkpoint of transformers that estimates inverse depth, for ``structure="depth"``.
         max_batch: most pictures in one call, on a GPU.
         offload: keep the parts that are not at work in the main memory, for GPUs that the model does not fit on.
+        compile: compile the network and the decoder: minutes at the first picture, faster afterwards.
+
+    Where the model blends latents, a mask may hold values between 0 and 1, which say how much a pixel may change;
+    models made for inpainting see the mask, and take 0 and 1 only.
 
     Raises:
         BackendUnavailableError: the model is not there, or cannot fill; raised by the first fill.
@@ -65,6 +81,7 @@ class DiffusersBackend(NetworkBackend):
 
     name = "diffusers"
     stochastic = True
+    soft_masks = True
 
     def __init__(
         self,
@@ -80,17 +97,31 @@ class DiffusersBackend(NetworkBackend):
         strength: float | None = None,
         size: int | None = None,
         safety_checker: bool = True,
+        vae: str | None = None,
+        controlnet: str | None = None,
+        structure: str = "edges",
+        structure_scale: float = 0.7,
+        depth_model: str = "depth-anything/Depth-Anything-V2-Small-hf",
         max_batch: int = 4,
         offload: bool = False,
+        compile: bool = False,  # noqa: A002
     ) -> None:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {_DTYPES}, got {dtype!r}")
         if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
             raise ValueError(f"max_batch must be an integer of 1 or more, got {max_batch!r}")
+        if structure not in STRUCTURES:
+            raise ValueError(f"structure must be one of {STRUCTURES}, got {structure!r}")
+        if not structure_scale >= 0:
+            raise ValueError(f"structure_scale must be 0 or more, got {structure_scale!r}")
         super().__init__(steps=steps, guidance=guidance, strength=strength, size=size)
-        self.source = Source(model, revision, variant, pipeline, dtype, lora, scheduler, safety_checker)
+        self.source = Source(
+            model, revision, variant, pipeline, dtype, lora, scheduler, safety_checker, vae, controlnet, structure,
+            float(structure_scale), depth_model,
+        )  # fmt: skip
         self.max_batch = max_batch  # type: ignore[misc]
         self.offload = offload
+        self.compile = compile
         self._checkpoint = Checkpoint(model, revision)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
@@ -114,10 +145,15 @@ class DiffusersBackend(NetworkBackend):
         source = dataclasses.asdict(self.source)
         for name in ("model", "revision", "safety_checker"):  # the identity has them; a checker changes no fill
             source.pop(name)
+        if self.source.controlnet is None:
+            source |= dict.fromkeys(("structure", "structure_scale", "depth_model"))
+        elif self.source.structure != "depth":
+            source["depth_model"] = None
+        for name in ("lora", "vae", "controlnet", "depth_model"):
+            source[name] = _part_identity(source[name])
         options = {
             **dict(config.options),
             **source,
-            "lora": _lora_identity(self.source.lora),
             "complexity": descriptor.complexity,
             "prompt": prompt,
             "negative_prompt": negative,
@@ -143,7 +179,27 @@ class DiffusersBackend(NetworkBackend):
             raise BackendUnavailableError(
                 f"{self.source.model!r} does not fit on {device}; use offload=True, or a smaller model"
             ) from error
+        remember_texts(pipeline)
+        # Two for each picture of a call: itself, and without the hole.
+        remember_pictures(pipeline, most=2 * self.max_batch)
+        if self.compile:
+            compile_parts(pipeline)
         return pipeline
+
+    def generate_infill(
+        self,
+        masked_image: Tensor,
+        mask: Tensor,
+        descriptor: TaskDescriptor,
+        *,
+        samples: Sequence[SampleContext] | None = None,
+    ) -> Tensor:
+        """As the base class; a soft mask for a model that cannot take one is a ``ValueError``, before anything runs."""
+        if mask.is_floating_point() and bool(((mask > 0) & (mask < 1)).any()):
+            trouble = soft_mask_trouble(self.network(masked_image.device))
+            if trouble:
+                raise ValueError(trouble)
+        return super().generate_infill(masked_image, mask, descriptor, samples=samples)
 
     def _fill(
         self, network: Any, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]
@@ -169,8 +225,8 @@ def run_pipeline(
 
     Args:
         pipeline: of diffusers, one that takes pictures.
-        image: ``(B, 3, H, W)`` float32 in 0..1, 0 in the hole.
-        mask: ``(B, 1, H, W)`` bool; true = fill.
+        image: ``(B, 3, H, W)`` float32 in 0..1, 0 where the mask is 1.
+        mask: ``(B, 1, H, W)`` bool, true = fill; or float32 in 0..1, how much a pixel may change.
         options: those of ``DiffusersBackend.model_config``.
         seeds: one for each sample.
 
@@ -188,9 +244,11 @@ def run_pipeline(
     side = options["size"] or native_side(pipeline)
     height, width = working_size(image.shape[-2], image.shape[-1], side, size_multiple(pipeline))
     # Pixels next to the hole stay clean; what is half hole is drawn anew.
-    picture, _ = resize_visible(image, mask, (height, width))
-    hole = (F.resize(mask.float(), [height, width], antialias=True) > 0).float()
-    picture = push_pull(picture, hole > 0).clamp(0, 1)
+    picture, _ = resize_visible(image, mask == 1, (height, width))
+    hidden = F.resize((mask == 1).float(), [height, width], antialias=True) > 0
+    change = F.resize(mask.float(), [height, width], antialias=True).clamp(0, 1).masked_fill(hidden, 1.0)
+    hole = (change > 0).float()
+    picture = push_pull(picture, hidden).clamp(0, 1)
     arguments = call_arguments(family, parameters, options, _few_steps(pipeline, options))
     count = len(image)
     arguments |= {
@@ -205,8 +263,18 @@ def run_pipeline(
         # One generator a sample: a shared one would make a picture depend on those before it.
         "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         "output_type": "pt",
+        **spare_latents(pipeline, count, height, width),
     }
-    result = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
+    if "control_image" in parameters and hasattr(pipeline, "control_pictures"):
+        arguments["control_image"] = pipeline.control_pictures(picture, hidden)
+        arguments["controlnet_conditioning_scale"] = options["structure_scale"]
+    watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if mask.dtype != torch.bool:
+        soft = DifferentialDiffusion(change)
+        arguments["callback_on_step_end"] = soft
+        watching = soft.watching(pipeline)
+    with watching:
+        result = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
     fill = F.resize(result.images.float(), list(image.shape[-2:]), antialias=True).clamp(0, 1)
     for i, flag in enumerate(getattr(result, "nsfw_content_detected", None) or []):
         if flag:  # the picture is black
@@ -248,8 +316,8 @@ def _pictures(batch: Tensor) -> list[Any]:
     return [F.to_pil_image((each * 255).round().to(torch.uint8).cpu()) for each in batch]
 
 
-def _lora_identity(lora: str | None) -> str | None:
-    """An adapter's id on the hub; of files a hash, so that a new one is not taken for an older."""
-    if lora is None:
+def _part_identity(part: str | None) -> str | None:
+    """The id on the hub of an adapter or another part; of files a hash, so that a new one is not taken for an older."""
+    if part is None:
         return None
-    return file_digest(lora) if Path(lora).is_file() else str(Checkpoint(lora).identity["checkpoint"])
+    return file_digest(part) if Path(part).is_file() else str(Checkpoint(part).identity["checkpoint"])

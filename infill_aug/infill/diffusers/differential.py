@@ -140,9 +140,11 @@ def sees_latents_only(pipeline: Any) -> bool:
         network = getattr(pipeline, "transformer", None)
     config = getattr(network, "config", {})
     seen = config.get("in_channels")
-    drawn = config.get("out_channels") or seen
-    patch = config.get("patch_size")  # some count the channels of a whole patch at one end only
-    return seen in (drawn, drawn * patch**2 if isinstance(patch, int) else drawn)
+    if seen is None:
+        return False
+    drawn, patch = config.get("out_channels") or seen, config.get("patch_size")
+    # Some count the channels of a whole patch at one end only.
+    return bool(seen == drawn or (isinstance(patch, int) and seen == drawn * patch**2))
 
 
 def soft_mask_trouble(pipeline: Any) -> str | None:

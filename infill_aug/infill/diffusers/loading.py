@@ -12,6 +12,7 @@ import torch
 
 from infill_aug.infill.backend import BackendUnavailableError
 from infill_aug.infill.diffusers.families import family_of
+from infill_aug.infill.diffusers.structure import ControlPictures, controlnet_classes, load_controlnet
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Source:
         lora: adapter to fuse into the weights: id on the hub, folder or file.
         scheduler: name of a scheduler class, ``"lcm"`` for short; null: the model's.
         safety_checker: keep the model's own, where it has one.
+        vae: another autoencoder than the model's: id on the hub, or folder.
+        controlnet: ControlNet that steers the fill: id on the hub, or folder.
+        structure: what the ControlNet is shown, one of ``STRUCTURES``.
+        structure_scale: how closely the ControlNet is followed.
+        depth_model: checkpoint that estimates depth.
     """
 
     model: str
@@ -37,6 +43,11 @@ class Source:
     lora: str | None = None
     scheduler: str | None = None
     safety_checker: bool = True
+    vae: str | None = None
+    controlnet: str | None = None
+    structure: str = "edges"
+    structure_scale: float = 0.7
+    depth_model: str = "depth-anything/Depth-Anything-V2-Small-hf"
 
 
 def diffusers() -> Any:
@@ -71,6 +82,15 @@ def load_pipeline(source: Source, device: torch.device) -> Any:
     if not source.safety_checker and "safety_checker" in inspect.signature(cls.__init__).parameters:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     try:
+        if source.vae is not None:
+            options["vae"] = library.AutoModel.from_pretrained(source.vae, dtype=dtype)
+    except Exception as error:
+        raise BackendUnavailableError(_trouble(Source(source.vae or ""), error)) from error
+    signed = False
+    if source.controlnet is not None:
+        network, _, signed = controlnet_classes(cls.__name__)
+        options["controlnet"] = load_controlnet(source.controlnet, network, dtype)
+    try:
         pipeline = cls.from_pretrained(source.model, **options)
     except Exception as error:  # whatever goes wrong here goes wrong for every sample
         raise BackendUnavailableError(_trouble(source, error)) from error
@@ -90,6 +110,8 @@ def load_pipeline(source: Source, device: torch.device) -> Any:
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
     if source.lora is not None:
         _fuse(pipeline, source.lora)
+    if source.controlnet is not None:
+        pipeline.control_pictures = ControlPictures(source.structure, source.depth_model, device, signed)
     if getattr(pipeline, "watermark", None) is not None:
         pipeline.watermark = None
     pipeline.set_progress_bar_config(disable=True)
@@ -114,6 +136,8 @@ def pipeline_class(source: Source) -> Any:
             )
         return named
     kind = stored_class(source)
+    if source.controlnet is not None:
+        return getattr(library, controlnet_classes(kind)[1])
     own = getattr(library, kind, None)
     if own is not None and takes(own, "mask_image"):
         return own
