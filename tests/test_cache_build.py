@@ -1,4 +1,5 @@
 import json
+import math
 import random
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from torchvision import tv_tensors
 
 from infill_aug.cache.build import BuildEstimate, build_cache
 from infill_aug.cache.codec import decode_pixels
-from infill_aug.cache.inspect import entries, keys_of_recipes, save_contact_sheet
+from infill_aug.cache.inspect import entries, keys_of_recipes, save_contact_sheet, verdicts
+from infill_aug.cache.recipe import Recipe, infill_key
 from infill_aug.cache.store import InfillStore
 from infill_aug.confidence import CallableConfidence, CentreConfidence, MaskConfidence
+from infill_aug.confidence.estimator import ConfidenceEstimator, EstimatorConfidence
 from infill_aug.infill import BackendUnavailableError, InfillBackend, load_backend
 from infill_aug.infill.gate import QualityGate
 from infill_aug.profile import TaskProfile
@@ -459,7 +462,7 @@ def test_the_fallback_takes_over_where_the_backend_is_gone_with_one_warning(tmp_
     assert report.fell_back == 21
 
 
-def test_gate_and_fallback_are_part_of_the_key_and_their_absence_is_not(tmp_path):
+def test_gate_retries_and_fallback_are_part_of_the_recipe_and_their_absence_is_not(tmp_path):
     stores = []
     for name, options in (
         ("plain", {}), ("gate", {"gate": QualityGate()}), ("other", {"gate": QualityGate(seam=0.9)}),
@@ -472,8 +475,172 @@ def test_gate_and_fallback_are_part_of_the_key_and_their_absence_is_not(tmp_path
     assert len({json.dumps(each, sort_keys=True) for each in stores}) == 5
 
 
+def test_keys_without_gate_and_fallback_are_those_of_stores_that_knew_neither():
+    descriptor = {"task": "t", "object": "o"}
+    recipe = Recipe({"source": "S"}, (0.5, 1.0), "quantile", 0.95, 0, None, descriptor, "noise", "f" * 32, 2)
+    assert recipe.fingerprint() == "3af99e0dc2bc7c248adc6145d16ee35c"
+    key = infill_key("a" * 32, "b" * 32, "c" * 32, descriptor, 1, "cat")
+    assert key == "e1631c635aa22ba877e7f7dd79da9d5b"
+    assert infill_key("a" * 32, "b" * 32, "c" * 32, descriptor, 1, "cat", QualityGate().identity()) != key
+
+
+class Counted(OftenBlack):
+    """Counts the fills that it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def _generate(self, image, mask, config, samples):
+        self.asked += len(image)
+        return super()._generate(image, mask, config, samples)
+
+
+def test_with_a_fallback_or_more_retries_nothing_that_passed_is_made_again(tmp_path):
+    first = build(samples(9), tmp_path, backend=Counted(), gate=QualityGate(), retries=0)
+    failed = len(first.failed)
+    backend = Counted()
+    again = build(samples(9), tmp_path, backend=backend, gate=QualityGate(), retries=0, fallback="push_pull")
+    assert (backend.asked, again.fell_back, again.present) == (failed, failed, 27 - failed)
+    backend = Counted()
+    more = build(samples(9), tmp_path, backend=backend, gate=QualityGate(), retries=20, fallback="push_pull")
+    assert (more.generated, more.fell_back) == (failed, 0)
+    assert InfillStore(tmp_path).verify().duplicates == 0
+
+
+def test_what_the_gate_gave_up_is_not_asked_for_again(tmp_path):
+    options = {"gate": QualityGate(), "retries": 1, "fallback": "push_pull"}
+    assert build(samples(9), tmp_path, backend=Counted(), **options).fell_back > 0
+    backend = Counted()
+    again = build(samples(9), tmp_path, backend=backend, **options)
+    assert (backend.asked, again.generated, again.present) == (0, 0, 27)
+
+
+def test_a_fallback_s_infills_are_those_of_its_own_build(tmp_path):
+    options = {"backend": OftenBlack(), "gate": QualityGate(), "retries": 0, "fallback": "push_pull", "variants": 2}
+    report = build(samples(9), tmp_path, **options)
+    stored = len(InfillStore(tmp_path))
+    alone = build(samples(9), tmp_path, backend="push_pull")
+    assert 0 < alone.present < 27
+    assert alone.present <= report.fell_back
+    assert len(InfillStore(tmp_path)) == stored + alone.generated + 9  # infills and entries; the maps are there
+    store = InfillStore(tmp_path)
+    assert store.verify().duplicates == 0
+    assert set(store) >= keys_of_recipes(store, [report.recipe, alone.recipe])
+
+
+def test_what_was_filled_while_the_backend_was_gone_is_asked_for_again(tmp_path):
+    options = {"fallback": "push_pull", "batch_size": 3}
+    with pytest.warns(UserWarning, match="gone is unavailable"):
+        assert build(samples(9), tmp_path, backend=Gone(calls=2), **options).fell_back == 21
+    again = build(samples(9), tmp_path, backend=Gone(calls=99), **options)
+    assert (again.generated, again.fell_back, again.present) == (21, 0, 6)
+    assert all("fallback" not in entry for _, entry in entries(InfillStore(tmp_path)))
+    build(samples(9), tmp_path / "undisturbed", backend=Gone(calls=99), **options)
+    undisturbed = content(tmp_path / "undisturbed")
+    assert {key: payload for key, payload in content(tmp_path).items() if key in undisturbed} == undisturbed
+
+
+def test_batches_made_before_the_backend_went_are_stored(tmp_path):
+    with pytest.raises(BackendUnavailableError, match="what was stored stays stored"):
+        build(samples(9), tmp_path, backend=Gone(calls=3), batch_size=3)
+    assert build(samples(9), tmp_path, backend=Gone(calls=99), batch_size=3).present == 9
+
+
+class Interrupted(type(load_backend("noise"))):
+    """The user presses Ctrl-C in the third batch."""
+
+    name = "interrupted"
+    calls = 0
+
+    def _generate(self, image, mask, config, samples):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super()._generate(image, mask, config, samples)
+
+
+def test_an_interrupted_build_keeps_all_batches_but_the_one_in_the_making(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build(samples(9), tmp_path, backend=Interrupted(), batch_size=4)
+    assert build(samples(9), tmp_path, backend=Interrupted(), batch_size=27).present == 8
+
+
+class OftenBroken(type(load_backend("noise"))):
+    """Noise that is not finite by the seed, as in half precision."""
+
+    name = "often_broken"
+
+    def _generate(self, image, mask, config, samples):
+        fill = super()._generate(image, mask, config, samples)
+        broken = torch.tensor([sample.seed % 2 > 0 for sample in samples])[:, None, None, None]
+        return torch.where(broken, torch.nan, fill)
+
+
+def test_a_fault_that_the_backend_finds_itself_is_tried_again_where_there_is_a_gate(tmp_path):
+    assert build(samples(9), tmp_path / "plain", backend=OftenBroken()).failed
+    report = build(samples(9), tmp_path / "gate", backend=OftenBroken(), gate=QualityGate(), retries=20)
+    assert not report.failed
+    assert set(report.rejected) == {"not finite"}
+
+
+class Lacking(type(load_backend("noise"))):
+    name = "lacking"
+
+    def _generate(self, image, mask, config, samples):
+        raise ImportError("backend 'lacking' needs a library: pip install library")
+
+
+def test_a_missing_library_ends_the_build_or_hands_over_to_the_fallback(tmp_path):
+    with pytest.raises(BackendUnavailableError, match="pip install library"):
+        build(samples(2), tmp_path, backend=Lacking())
+    with pytest.warns(UserWarning, match="pip install library"):
+        assert build(samples(2), tmp_path, backend=Lacking(), fallback="noise").fell_back == 6
+
+
+def test_options_of_the_descriptor_are_for_the_backend_and_not_for_the_fallback(tmp_path):
+    pytest.importorskip("cv2")
+    descriptor = {"task": "t", "object": "o", "options": {"radius": 5}}
+    report = build(samples(2), tmp_path, backend="telea", descriptor=descriptor, fallback="push_pull")
+    assert (report.generated, report.failed) == (6, [])
+
+
+def test_a_donor_as_fallback_gets_its_pool(tmp_path):
+    with pytest.warns(UserWarning, match="the fallback 'donor'"):
+        report = build(samples(4), tmp_path, backend=Gone(), fallback="donor")
+    assert (report.fell_back, report.failed) == (12, [])
+
+
+def test_what_was_rejected_is_summed_up_for_people_with_a_few_samples(tmp_path):
+    report = build(samples(9), tmp_path, backend=OftenBlack(), gate=QualityGate(), retries=1, fallback="push_pull")
+    assert 1 <= len(report.examples["black"]) <= 5
+    (record,) = InfillStore(tmp_path).failures()
+    assert record["rejected"] == report.rejected
+    assert record["fell_back"] == report.fell_back
+    assert record["reason"] in str(report)
+    rejected, by_fallback = verdicts(InfillStore(tmp_path))[report.recipe]
+    assert rejected == report.rejected
+    assert by_fallback == {"push_pull": report.fell_back}
+
+
+def test_gate_true_suits_backend_and_source(tmp_path):
+    source = EstimatorConfidence(ConfidenceEstimator(input_size=32).eval())
+    report = build(samples(2), tmp_path, source=source, gate=True)
+    checks = InfillStore(tmp_path).read_document(f"recipe-{report.recipe}")["checks"]
+    assert checks["gate"] == QualityGate(seam=None, finder=source).identity()
+    plain = build(samples(2), tmp_path / "off", gate=False)
+    assert "checks" not in InfillStore(tmp_path / "off").read_document(f"recipe-{plain.recipe}")
+
+
+def test_the_descriptor_names_the_backend_where_the_caller_does_not(tmp_path):
+    descriptor = {"task": "t", "object": "o", "backend": "noise"}
+    report = build(samples(1), tmp_path, backend=None, descriptor=descriptor)
+    assert InfillStore(tmp_path).read_document(f"recipe-{report.recipe}")["backend"] == "noise"
+
+
 def test_a_dry_run_of_a_paid_service_says_the_price_and_calls_nobody(tmp_path):
     estimate = build(samples(10), tmp_path, backend=Priced(), dry_run=True, variants=2)
+    assert math.isnan(estimate.seconds)
     assert estimate.dollars == pytest.approx(10 * 3 * 2 * 0.02)
     assert "about 1.20 US dollars" in str(estimate)
     assert "time is unknown" in str(estimate)

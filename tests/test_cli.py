@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -47,6 +48,33 @@ def test_build_inspect_verify_and_prune_go_together(pictures, tmp_path, capsys):
     status, out, _ = run("prune", store, "--yes", capsys=capsys)
     assert status == 0
     assert "dropped=24" in out  # 18 infills and 6 entries of the old recipe; the maps are shared
+
+
+def test_what_the_gate_rejects_and_the_fallback_fills_is_said_by_build_and_inspect(pictures, tmp_path, capsys):
+    store = tmp_path / "store"
+    command = (*BUILD, pictures, "--store", store, "--backend", "test_cache_build:OftenBlack")
+    status, out, _ = run(*command, "--gate", "--retries", 0, "--fallback", "push_pull", capsys=capsys)
+    assert status == 0
+    black, filled = re.search(r"fills rejected: (\d+) black \(samples [\d, ]+\); (\d+) by the fallback", out).groups()
+    assert black == filled
+    status, out, _ = run("inspect", store, capsys=capsys)
+    assert f"fills rejected: {black} black; up to 0 retries; {filled} infills by the fallback push_pull" in out
+    assert "0 failures recorded" in out
+    status, _, err = run(*command, "--gate", "--retries", 0, capsys=capsys)
+    assert status == 1
+    assert "rejected 1 times, at last black" in err
+    status, out, _ = run(*command, "--no-gate", capsys=capsys)
+    assert status == 0
+    assert "rejected" not in out
+
+
+def test_the_backend_of_the_descriptor_is_taken_unless_another_is_named(pictures, tmp_path, capsys):
+    descriptor = json.dumps({"task": "t", "object": "o", "backend": "noise"})
+    command = (*BUILD, pictures, "--descriptor", descriptor, "--store")
+    run(*command, tmp_path / "its", capsys=capsys)
+    run(*command, tmp_path / "mine", "--backend", "push_pull", capsys=capsys)
+    assert "backend noise" in run("inspect", tmp_path / "its", capsys=capsys)[1]
+    assert "backend push_pull" in run("inspect", tmp_path / "mine", capsys=capsys)[1]
 
 
 def test_a_damaged_store_fails_verification(pictures, tmp_path, capsys):
@@ -113,6 +141,7 @@ def test_the_doctor_lists_what_is_installed(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["infill_aug"] == __version__
     assert found["torch"]
+    assert {"diffusers", "accelerate", "peft", "openai", "huggingface_hub", "requests", "transformers"} <= set(found)
 
 
 def test_the_command_is_installed():

@@ -112,8 +112,10 @@ class BuildEstimate:
 
     def __str__(self) -> str:
         if math.isnan(self.seconds):
+            known = not math.isnan(self.dollars)
+            price = f"about {self.dollars:.2f} US dollars" if known else "a price unknown (set price_per_image)"
             return (
-                f"{self.samples} images, {self.infills} infills: about {self.dollars:.2f} US dollars and "
+                f"{self.samples} images, {self.infills} infills: {price} and "
                 f"{self.bytes / 1e6:.1f} MB at most ({self.free / 1e6:.0f} MB free); nothing was sent, so the time is "
                 "unknown"
             )

@@ -103,9 +103,11 @@ class DifferentialDiffusion:
 
         def watched(*arguments: Any, **named: Any) -> Any:
             prepared = prepare(*arguments, **named)
-            if not isinstance(prepared, tuple) or len(prepared) < 3 or prepared[2].shape != prepared[0].shape:
+            # All give latents, noise, original, ...; but this one family latents, original, ..., noise.
+            order = (-1, 1) if type(pipeline).__name__.startswith("FluxKontext") else (1, 2)
+            if len(prepared) < 3 or any(prepared[i].shape != prepared[0].shape for i in order):
                 raise InfillError(f"{type(pipeline).__name__} does not keep the original's latents; use a hard mask")
-            self._start = prepared[1], prepared[2]
+            self._start = prepared[order[0]], prepared[order[1]]
             return prepared
 
         pipeline.prepare_latents = watched
