@@ -19,13 +19,14 @@ _SPARING = ("StableDiffusion", "Flux", "Chroma")
 def remember_texts(pipeline: Any, most: int = 8) -> None:
     """Let a pipeline encode each text once: the same prompts in a later call cost nothing.
 
-    Works for every family, since what is kept is the result of its own ``encode_prompt``.
+    Works for every family, since what is kept is the result of its own method.
 
     Args:
         pipeline: of diffusers; changed in place.
         most: calls with different texts that are kept, each with the embeddings of a whole batch.
     """
-    encode = getattr(pipeline, "encode_prompt", None)
+    name = "encode_prompt" if hasattr(pipeline, "encode_prompt") else "_encode_prompt"
+    encode = getattr(pipeline, name, None)
     if encode is None:
         return
     kept: OrderedDict[Any, Any] = OrderedDict()
@@ -41,7 +42,7 @@ def remember_texts(pipeline: Any, most: int = 8) -> None:
         kept.move_to_end(key)
         return kept[key]
 
-    pipeline.encode_prompt = remembered
+    setattr(pipeline, name, remembered)
 
 
 def remember_pictures(pipeline: Any, most: int) -> None:
