@@ -249,7 +249,7 @@ def run_pipeline(
     change = F.resize(mask.float(), [height, width], antialias=True).clamp(0, 1).masked_fill(hidden, 1.0)
     hole = (change > 0).float()
     picture = push_pull(picture, hidden).clamp(0, 1)
-    arguments = call_arguments(family, parameters, options, _few_steps(pipeline, options))
+    arguments = call_arguments(family, parameters, options, _few_steps(pipeline, options), _sees_mask(pipeline))
     count = len(image)
     arguments |= {
         "prompt": [instruction(family, options["prompt"], options["own_prompt"])] * count,
@@ -310,6 +310,12 @@ def _few_steps(pipeline: Any, options: Mapping[str, Any]) -> bool:
     if transformer is None or type(transformer).__name__ != "FluxTransformer2DModel":
         return False
     return not transformer.config.guidance_embeds
+
+
+def _sees_mask(pipeline: Any) -> bool:
+    """Whether a UNet gets the mask beside the latents: 4 + 4 + 1 channels."""
+    unet = getattr(pipeline, "unet", None)
+    return unet is not None and unet.config.in_channels == 9
 
 
 def _pictures(batch: Tensor) -> list[Any]:

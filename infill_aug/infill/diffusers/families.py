@@ -23,6 +23,7 @@ class Family:
         guidance_name: argument that takes it.
         strength: 0..1, how much noise the continued surroundings get; 1 = nothing of them is left. For pipelines that
             take one.
+        strength_with_mask: the same for models that were trained to fill, with the mask as an input.
         half: floating point type on a GPU.
         pil: takes PIL pictures only, one in each call.
         edits: follows instructions, where the others draw what a prompt describes.
@@ -34,6 +35,7 @@ class Family:
     guidance: float = 7.0
     guidance_name: str = "guidance_scale"
     strength: float = 0.9
+    strength_with_mask: float = 1.0
     half: str = "bfloat16"
     pil: bool = False
     edits: bool = False
@@ -50,10 +52,12 @@ FAMILIES = (
     Family("StableDiffusionInstructPix2Pix", edits=True, **_SD),  # type: ignore[arg-type]
     Family("StableDiffusionXLInstructPix2Pix", edits=True, **_SD),  # type: ignore[arg-type]
     Family("StableDiffusion3", strength=0.9),
+    # At 1 the published SDXL for inpainting loses contrast, as its card says.
+    Family("StableDiffusionXL", strength_with_mask=0.99, **_SD),  # type: ignore[arg-type]
     Family("StableDiffusion", **_SD),  # type: ignore[arg-type]
     Family("LatentConsistencyModel", steps=(4, 6, 8), guidance=8.0, half="float16", flow=False),
     Family("FluxFill", guidance=30.0, strength=1.0),
-    Family("FluxKontext", guidance=2.5, edits=True),
+    Family("FluxKontext", guidance=2.5, strength=1.0, edits=True),
     Family("Flux2Klein", steps=(4, 4, 8), guidance=1.0, edits=True),
     Family("Flux2", guidance=4.0, edits=True),
     Family("Flux", guidance=3.5),
@@ -119,7 +123,11 @@ def schedule_length(steps: int, strength: float, flow: bool) -> int:
 
 
 def call_arguments(
-    family: Family, parameters: Collection[str], options: Mapping[str, Any], few_steps: bool = False
+    family: Family,
+    parameters: Collection[str],
+    options: Mapping[str, Any],
+    few_steps: bool = False,
+    sees_mask: bool = False,
 ) -> dict[str, Any]:
     """What a pipeline is called with besides pictures, prompts and generators.
 
@@ -128,6 +136,8 @@ def call_arguments(
         parameters: names that the pipeline's call takes.
         options: ``steps``, ``guidance`` and ``strength``, null where the family's own are wanted, and ``complexity``.
         few_steps: the model was distilled to a few steps without guidance.
+        sees_mask: the model was trained to fill, with the mask as an input: it needs no smooth start, which would only
+            blur its fills.
 
     Example:
         >>> options = {"steps": None, "guidance": None, "strength": None, "complexity": "low"}
@@ -143,7 +153,10 @@ def call_arguments(
     if family.guidance_name in parameters:
         arguments[family.guidance_name] = float(guidance)
     if "strength" in parameters:
-        strength = float(family.strength if options["strength"] is None else options["strength"])
+        usual_strength = family.strength
+        if sees_mask:  # of few steps, a strength below 1 would skip a large part
+            usual_strength = 1.0 if few_steps else family.strength_with_mask
+        strength = float(usual_strength if options["strength"] is None else options["strength"])
         arguments |= {"strength": strength, "num_inference_steps": schedule_length(steps, strength, family.flow)}
     return arguments
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,11 @@ def load_pipeline(source: Source, device: torch.device) -> Any:
     if source.controlnet is not None:
         network, _, signed = controlnet_classes(cls.__name__)
         options["controlnet"] = load_controlnet(source.controlnet, network, dtype)
+    absent = _absent_parts(source)
+    if absent:
+        raise BackendUnavailableError(
+            f"folder {source.model!r} cannot be loaded, its parts {absent} are missing; save or download it anew"
+        )
     try:
         pipeline = cls.from_pretrained(source.model, **options)
     except Exception as error:  # whatever goes wrong here goes wrong for every sample
@@ -98,6 +104,12 @@ def load_pipeline(source: Source, device: torch.device) -> Any:
     if missing:
         raise BackendUnavailableError(
             f"pipeline {source.model!r} comes without {missing}, which {cls.__name__} needs; name a complete pipeline"
+        )
+    empty = [name for name, part in pipeline.components.items() if _lacks_weights(part)]
+    if empty:
+        raise BackendUnavailableError(
+            f"pipeline {source.model!r} lacks weights of {empty}: files do not fit the configs beside them; save or "
+            "download it anew"
         )
     if source.scheduler is not None:
         name = "LCMScheduler" if source.scheduler == "lcm" else source.scheduler
@@ -194,6 +206,23 @@ def _needed(cls: Any) -> list[str]:
     optional = set(getattr(cls, "_optional_components", ()))
     wanted = ("unet", "transformer", "vae", "text_encoder", "scheduler")
     return [name for name in wanted if name in inspect.signature(cls.__init__).parameters and name not in optional]
+
+
+def _absent_parts(source: Source) -> list[str]:
+    """Parts that a folder names and does not have: of a tokenizer without files an empty one would be made."""
+    folder = Path(source.model)
+    if not folder.is_dir():
+        return []
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    given = {"vae"} if source.vae is not None else set()
+    given |= set() if source.safety_checker else {"safety_checker"}
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    return [name for name in parts if name not in given and not (folder / name).is_dir()]
+
+
+def _lacks_weights(part: Any) -> bool:
+    """Whether a network has parameters that no file had a value for."""
+    return isinstance(part, torch.nn.Module) and any(value.is_meta for value in part.parameters())
 
 
 def _fuse(pipeline: Any, lora: str) -> None:
