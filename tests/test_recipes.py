@@ -221,3 +221,14 @@ def test_the_loop_by_hand_takes_a_folder_of_pictures(tmp_path):
     arguments = ("--folder", "pictures", "--store", "store", "--size", "32", "--epochs", "1")
     assert "16 images" in launch("plain_torch.py", *arguments, folder=tmp_path)
     assert (tmp_path / "store" / "STORE.json").is_file()
+
+
+def test_the_cost_of_a_fill_is_printed_arm_by_arm_and_the_backend_beats_the_script(tmp_path):
+    pytest.importorskip("diffusers")
+    output = launch("bench_infill.py", "--pictures", "1", "--variants", "1", "--rounds", "1", folder=tmp_path)
+    rows = re.findall(r"^\| (.+?) \| [\d.]+ \| [\d.]+ x \| ([\d.]+) x \|$", output, re.MULTILINE)
+    assert [name for name, _ in rows][::6] == [
+        "script: a picture a call, 50 steps, guidance, PIL, PNG",
+        "all of it, through the backend",
+    ]
+    assert float(rows[-1][1]) > 3
