@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from infill_aug.batch import InfillAugment as InfillAugment
-    from infill_aug.cache.build import BuildEstimate as BuildEstimate
-    from infill_aug.cache.build import BuildReport as BuildReport
     from infill_aug.cache.build import build_cache as build_cache
     from infill_aug.cache.reader import InfillMissError as InfillMissError
+    from infill_aug.cache.report import BuildEstimate as BuildEstimate
+    from infill_aug.cache.report import BuildReport as BuildReport
     from infill_aug.cache.store import InfillStore as InfillStore
     from infill_aug.cache.store import InfillStoreError as InfillStoreError
     from infill_aug.confidence.estimator import ConfidenceEstimator as ConfidenceEstimator
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 _CONTENTS = {
     "AdaptiveThreshold": "lit.callback",
     "BoxConfidence": "confidence.sources",
-    "BuildEstimate": "cache.build",
-    "BuildReport": "cache.build",
+    "BuildEstimate": "cache.report",
+    "BuildReport": "cache.report",
     "CallableConfidence": "confidence.sources",
     "CentreConfidence": "confidence.sources",
     "ConfidenceEstimator": "confidence.estimator",

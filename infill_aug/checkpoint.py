@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+# Normalisation of ImageNet, which most published checkpoints were trained with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Files of a checkpoint folder that its results can depend on.
 _CONTENT = {".bin", ".json", ".model", ".pt", ".pth", ".py", ".safetensors", ".txt"}
 

@@ -131,15 +131,14 @@ def _demo(options: Any) -> int:
 def _build(options: Any) -> int:
     from infill_aug.cache.build import BuildReport, build_cache
     from infill_aug.descriptor import TaskDescriptor
-    from infill_aug.infill import load_backend
+    from infill_aug.infill import choose_backend
 
     descriptor = TaskDescriptor.from_json(options.descriptor) if options.descriptor else None
-    name = options.backend or (descriptor.backend if descriptor else None) or "push_pull"
     report = build_cache(
         _dataset(options),
         options.store,
         profile=options.profile,
-        backend=load_backend(name, **json.loads(options.options)),
+        backend=choose_backend(options.backend, descriptor, **json.loads(options.options)),
         descriptor=descriptor,
         levels=options.levels,
         variants=options.variants,

@@ -13,8 +13,7 @@ from infill_aug.descriptor import TaskDescriptor
 from infill_aug.dynamic_mask import generate_dynamic_mask
 from infill_aug.functional.composite import composite
 from infill_aug.functional.masks import feather_mask
-from infill_aug.infill import InfillBackend, SampleContext, load_backend
-from infill_aug.key import image_digest, seed_from
+from infill_aug.infill import InfillBackend, choose_backend, contexts_of
 from infill_aug.profile import TaskProfile
 from infill_aug.samples import to_batch
 
@@ -77,8 +76,7 @@ def process_image(
     """
     if not isinstance(descriptor, TaskDescriptor):
         descriptor = TaskDescriptor.from_json(descriptor)
-    if not isinstance(backend, InfillBackend):
-        backend = load_backend(backend or descriptor.backend or "push_pull")
+    backend = choose_backend(backend, descriptor)
     if feather < 0:
         raise ValueError(f"feather must be 0 pixels or more, got {feather}")
     pictures, unit = to_batch(image)
@@ -86,8 +84,7 @@ def process_image(
         image, profile if profile is not None else "salient_object", threshold, target=target, confidence=confidence
     )
     # Known by the whole picture, so that a backend that fills from other pictures can tell it from them.
-    keys = [image_digest(picture) for picture in pictures]
-    samples = [SampleContext(key, seed_from(descriptor.seed, key)) for key in keys]
+    samples = contexts_of(pictures, descriptor.seed)
     infill = backend.generate_infill(found.masked_image, found.mask, descriptor, samples=samples)
     varied = infill
     if variation is not None:

@@ -4,6 +4,7 @@ import torch
 from infill_aug.confidence import CentreConfidence
 from infill_aug.confidence.estimator import ConfidenceEstimator, EstimatorConfidence
 from infill_aug.functional.masks import dilate
+from infill_aug.infill import load_backend
 from infill_aug.infill.gate import QualityGate, copy_correlation, kind_of, seam_jump
 from infill_aug.infill.push_pull import push_pull
 
@@ -187,9 +188,11 @@ def test_finders_that_read_labels_or_have_no_name_are_refused():
 
 def test_a_gate_for_a_build_looks_for_no_seams_of_cut_outs_and_finds_with_networks():
     network = EstimatorConfidence(ConfidenceEstimator(input_size=32).eval())
-    assert QualityGate.of_build("donor", CentreConfidence()).identity() == QualityGate(seam=None).identity()
-    assert QualityGate.of_build("mae", network).identity() == QualityGate(finder=network).identity()
-    assert QualityGate.of_build("mae", network).finder is network
+    assert (
+        QualityGate.of_build(load_backend("donor"), CentreConfidence()).identity() == QualityGate(seam=None).identity()
+    )
+    assert QualityGate.of_build(load_backend("push_pull"), network).identity() == QualityGate(finder=network).identity()
+    assert QualityGate.of_build(load_backend("push_pull"), network).finder is network
 
 
 def test_faults_that_backends_find_count_like_those_of_the_gate():

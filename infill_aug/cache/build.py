@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -12,7 +11,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -22,21 +21,19 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from infill_aug.cache.codec import CODECS, encode_infill, encode_map
+from infill_aug.cache.fill import Filled, Filler, without_options
 from infill_aug.cache.plan import PlannedSample, Planner, Scorer, pool
 from infill_aug.cache.recipe import Recipe, entry_key, infill_key, map_key
+from infill_aug.cache.report import BuildEstimate as BuildEstimate
+from infill_aug.cache.report import BuildReport as BuildReport
+from infill_aug.cache.report import summary
 from infill_aug.cache.store import InfillStore, InfillStoreError, InfillStoreWriter
 from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.masks import check_levels
-from infill_aug.infill import load_backend
-from infill_aug.infill.backend import (
-    BackendUnavailableError,
-    InfillBackend,
-    ModelConfig,
-    PartialInfillError,
-    SampleContext,
-)
+from infill_aug.infill import choose_backend, load_backend
+from infill_aug.infill.backend import InfillBackend, SampleContext
 from infill_aug.infill.gate import QualityGate, kind_of
 from infill_aug.key import digest, image_digest, seed_from
 from infill_aug.profile import TaskProfile
@@ -49,80 +46,6 @@ _PROBE = 8
 _ENCODERS = min(8, os.cpu_count() or 1)
 # Samples that a report names for each reason of the gate.
 _EXAMPLES = 5
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did.
-
-    Args:
-        recipe: fingerprint of the recipe, the name under which the infills are read.
-        samples: images of the dataset.
-        generated: infills made by this run.
-        present: infills that were already there.
-        failed: what went wrong, one record a sample or infill; also in the store's ``failures``.
-        seconds: wall clock.
-        bytes: size of the store on disk after the run.
-        rejected: how many fills the gate turned down, by the first words of the reason.
-        examples: a few samples for each of these reasons.
-        fell_back: infills made by the fallback.
-    """
-
-    recipe: str
-    samples: int
-    generated: int
-    present: int
-    failed: list[dict[str, Any]] = field(repr=False)
-    seconds: float
-    bytes: int
-    rejected: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[int]] = field(default_factory=dict, repr=False)
-    fell_back: int = 0
-
-    def __str__(self) -> str:
-        checked = _summary(self.rejected, self.examples, self.fell_back)
-        return (
-            f"{self.samples} images: {self.generated} infills generated, {self.present} already there, "
-            f"{len(self.failed)} failures, {self.seconds:.1f} s, store {self.bytes / 1e6:.1f} MB"
-            + (f"; {checked}" if checked else "")
-        )
-
-
-@dataclass(frozen=True)
-class BuildEstimate:
-    """What a build would take, measured on a few samples and extrapolated.
-
-    Args:
-        samples: images of the dataset.
-        infills: infills of the whole build, those already there included.
-        seconds: estimated wall clock of the whole build from nothing; NaN for a paid service, which is not tried.
-        bytes: estimated size on disk.
-        free: free bytes on the store's disk.
-        probed: samples that the estimate rests on.
-        dollars: estimated price in US dollars of the infills that are not there yet, retries not counted.
-    """
-
-    samples: int
-    infills: int
-    seconds: float
-    bytes: int
-    free: int
-    probed: int
-    dollars: float = 0.0
-
-    def __str__(self) -> str:
-        if math.isnan(self.seconds):
-            known = not math.isnan(self.dollars)
-            price = f"about {self.dollars:.2f} US dollars" if known else "a price unknown (set price_per_image)"
-            return (
-                f"{self.samples} images, {self.infills} infills: {price} and "
-                f"{self.bytes / 1e6:.1f} MB at most ({self.free / 1e6:.0f} MB free); nothing was sent, so the time is "
-                "unknown"
-            )
-        return (
-            f"{self.samples} images, {self.infills} infills: about {self.seconds:.0f} s and {self.bytes / 1e6:.1f} MB "
-            f"({self.free / 1e6:.0f} MB free), from {self.probed} samples"
-        )
 
 
 @dataclass
@@ -223,8 +146,7 @@ def build_cache(
     """
     profile = TaskProfile.load(profile)
     descriptor = _descriptor(descriptor)
-    if not isinstance(backend, InfillBackend):
-        backend = load_backend(backend or descriptor.backend or "push_pull")
+    backend = choose_backend(backend, descriptor)
     if isinstance(fallback, str):
         fallback = load_backend(fallback)
     if isinstance(retries, bool) or retries < 0:
@@ -232,7 +154,7 @@ def build_cache(
     source = source or source_from_profile(profile, device)
     _warn_of_quality(source)
     if isinstance(gate, bool):
-        gate = QualityGate.of_build(backend.name, source) if gate else None
+        gate = QualityGate.of_build(backend, source) if gate else None
     levels = check_levels(levels if levels is not None else [s * profile.bounds[1] for s in (0.5, 0.75, 1.0)])
     _check(dataset, variants, resume, codec, batch_size)
     store = store if isinstance(store, InfillStore) else InfillStore(store)
@@ -246,7 +168,7 @@ def build_cache(
     if gate is not None:
         checks |= {"gate": gate.identity(), "retries": retries}
     if fallback is not None:
-        spare = fallback.model_config(_plain(descriptor))
+        spare = fallback.model_config(without_options(descriptor))
         checks["fallback"] = {"backend": spare.backend, "fingerprint": spare.fingerprint()}
     recipe = Recipe(
         source=source.config(),
@@ -262,11 +184,12 @@ def build_cache(
         checks=checks,
     )
     if dry_run:
-        return _estimate(plan, scorer, store, recipe, backend, config, descriptor, codec, batch_size, device)
+        return _estimate(plan, scorer, store, recipe, Filler(backend, descriptor, torch.device(device)), codec)
     _check_resume(store, recipe, resume)
-    run = _Run(
-        store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device), gate, retries, fallback
-    )
+    # Without randomness the next try gives the same fill.
+    tries = 1 + (retries if gate is not None and config.stochastic else 0)
+    filler = Filler(backend, descriptor, torch.device(device), gate, tries, fallback)
+    run = _Run(store, recipe, filler, codec, batch_size)
     run.maps = scorer.written
     started = time.perf_counter()
     loader = DataLoader(plan, batch_size=None, num_workers=num_workers, shuffle=False)
@@ -306,23 +229,20 @@ def build_cache(
 class _Run:
     """State of one build: what waits for a full batch, and the counts."""
 
-    def __init__(
-        self, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
-        descriptor: TaskDescriptor, codec: str, batch_size: int, device: torch.device,
-        gate: QualityGate | None = None, retries: int = 0, fallback: InfillBackend | None = None,
-    ) -> None:  # fmt: skip
-        self.gate, self.fallback, self.fell_back = gate, fallback, 0
-        # Without randomness the next try gives the same fill.
-        self.tries = 1 + (retries if gate is not None and config.stochastic else 0)
+    def __init__(self, store: InfillStore, recipe: Recipe, filler: Filler, codec: str, batch_size: int) -> None:
+        self.store, self.recipe, self.filler, self.codec, self.batch_size = store, recipe, filler, codec, batch_size
+        self.fell_back = 0
         self.rejected: Counter[str] = Counter()
         self.examples: dict[str, list[int]] = {}
         self.encoders: ThreadPoolExecutor | None = None
         self._encoding: list[tuple[_Job, str, Future[tuple[bytes, str]] | None]] = []
         self._spares: set[str] = set()  # keys of the fallback's infills that this run has made
-        self._gone = False  # the backend can fill nothing more
-        self.store, self.recipe, self.backend, self.config = store, recipe, backend, config
-        self.descriptor, self.codec, self.batch_size, self.device = descriptor, codec, batch_size, device
         self.fingerprint = recipe.fingerprint()
+        self._spare: tuple[str, bool, dict[str, Any]] | None = None  # what the keys of the fallback's infills rest on
+        if filler.fallback is not None:
+            plain = without_options(filler.descriptor)
+            config = filler.fallback.model_config(plain)
+            self._spare = config.fingerprint(), config.stochastic, plain.to_dict()
         self.generated = self.present = 0
         self.failed: list[dict[str, Any]] = []
         self._waiting: dict[tuple[int, ...], list[_Job]] = defaultdict(list)
@@ -341,10 +261,10 @@ class _Run:
             keys: list[str | None] = []
             for variant in range(self.recipe.variants):
                 key = infill_key(
-                    sample.digest, mask_digest, self.config.fingerprint(), self.recipe.descriptor, variant,
+                    sample.digest, mask_digest, self.recipe.fingerprint_of_backend, self.recipe.descriptor, variant,
                     sample.label, self.recipe.checks.get("gate"),
                 )  # fmt: skip
-                seed = seed_from(self.descriptor.seed, sample.digest, mask_digest, variant)
+                seed = seed_from(self.filler.descriptor.seed, sample.digest, mask_digest, variant)
                 context = SampleContext(sample.digest, seed, sample.label)
                 # An empty mask has nothing to generate; its place stays empty and the image itself is read there.
                 if mask.any():
@@ -360,14 +280,12 @@ class _Run:
 
     def _spare_key(self, sample: PlannedSample, mask_digest: str, variant: int) -> str:
         """Key of what the fallback would make: the one that it has in a build of its own."""
-        if self.fallback is None:
+        if self._spare is None:
             return ""
-        descriptor = _plain(self.descriptor)
-        config = self.fallback.model_config(descriptor)
+        fingerprint, stochastic, descriptor = self._spare
         return infill_key(
-            sample.digest, mask_digest, config.fingerprint(), descriptor.to_dict(),
-            variant if config.stochastic else 0, sample.label,
-        )  # fmt: skip
+            sample.digest, mask_digest, fingerprint, descriptor, variant if stochastic else 0, sample.label
+        )
 
     def add(self, sample: PlannedSample, writer: InfillStoreWriter) -> None:
         """Queue what a sample lacks, and generate where a batch is full."""
@@ -406,79 +324,10 @@ class _Run:
                 self._generate(batch, writer)
         self.write(writer)
         if self.rejected or self.fell_back:
-            checked = _summary(self.rejected, self.examples, self.fell_back)
+            checked = summary(self.rejected, self.examples, self.fell_back)
             writer.record_failure(
                 {"recipe": self.fingerprint, "reason": checked, "rejected": self.rejected, "fell_back": self.fell_back}
             )
-
-    def fill(self, jobs: Sequence[_Job]) -> tuple[Tensor, dict[int, str], dict[int, str]]:
-        """``uint8`` infills of a batch; by position, what went wrong, and why the fallback filled it."""
-        images = torch.stack([job.image for job in jobs]).to(self.device).float() / 255
-        masks = torch.stack([job.mask for job in jobs]).to(self.device)
-        result, reasons = images.clone(), dict[int, str]()
-        waiting = list(range(len(jobs)))
-        for attempt in range(self.tries):
-            contexts = [_again(jobs[i].context, attempt) for i in waiting]
-            fills, failed = self._ask(self.backend, images[waiting], masks[waiting], contexts)
-            verdicts: list[str | None] = [None] * len(waiting)
-            if self.gate is not None:
-                # What is stored is judged: 8 bits.
-                labels = [context.label for context in contexts]
-                verdicts = self.gate(images[waiting], (fills * 255).round() / 255, masks[waiting], labels)
-            turned_down = []
-            for place, i in enumerate(waiting):
-                # A backend looks at its fills too, and a fault of a fill is a fault, whoever finds it.
-                verdict = failed[place] if place in failed else verdicts[place]
-                if verdict is None:
-                    reasons.pop(i, None)
-                    result[i] = fills[place]
-                elif self.gate is not None and kind_of(verdict) is not None:
-                    self._turn_down(jobs[i], verdict)
-                    reasons[i] = f"rejected {attempt + 1} times, at last {verdict}"
-                    turned_down.append(i)
-                else:
-                    reasons[i] = verdict
-            waiting = turned_down
-            if not waiting:
-                break
-        fell_back: dict[int, str] = {}
-        if reasons and self.fallback is not None:
-            left = sorted(reasons)
-            contexts = [jobs[i].context for i in left]
-            fills, failed = self._ask(self.fallback, images[left], masks[left], contexts)
-            for place, i in enumerate(left):
-                if place in failed:
-                    reasons[i] += f"; the fallback {self.fallback.name!r}: {failed[place]}"
-                else:
-                    fell_back[i] = reasons.pop(i)
-                    result[i] = fills[place]
-        return (result * 255).round().to(torch.uint8).cpu(), reasons, fell_back
-
-    def _ask(
-        self, backend: InfillBackend, images: Tensor, masks: Tensor, contexts: Sequence[SampleContext]
-    ) -> tuple[Tensor, Mapping[int, str]]:
-        """Fills of a backend, and what went wrong by position; everything, where it is gone and there is a fallback."""
-        descriptor = self.descriptor
-        if backend is self.fallback:
-            descriptor = _plain(descriptor)
-        elif self._gone:
-            return images, dict.fromkeys(range(len(images)), f"{backend.name} is unavailable")
-        try:
-            return backend.generate_infill(images.masked_fill(masks, 0.0), masks, descriptor, samples=contexts), {}
-        except PartialInfillError as error:
-            return error.images, error.reasons
-        except (BackendUnavailableError, ImportError) as error:
-            if self.fallback is None or backend is self.fallback:
-                raise BackendUnavailableError(
-                    f"{error} (what was stored stays stored: the same build goes on from there"
-                    + (")" if self.fallback else "; one with fallback='push_pull' fills the rest without it)")
-                ) from error
-            self._gone = True
-            warnings.warn(
-                f"{backend.name} is unavailable, the fallback {self.fallback.name!r} fills the rest: {error}",
-                stacklevel=2,
-            )
-            return images, dict.fromkeys(range(len(images)), f"{backend.name} is unavailable: {error}")
 
     def _turn_down(self, job: _Job, verdict: str) -> None:
         kind = kind_of(verdict) or verdict
@@ -488,8 +337,14 @@ class _Run:
             examples.append(job.sample.index)
         job.sample.entry.setdefault("rejected", {}).setdefault(job.key, []).append(verdict)
 
+    def fill(self, jobs: Sequence[_Job]) -> Filled:
+        """The fills of some jobs of one size."""
+        return self.filler([job.image for job in jobs], [job.mask for job in jobs], [job.context for job in jobs])
+
     def _generate(self, jobs: Sequence[_Job], writer: InfillStoreWriter) -> None:
-        fills, reasons, fell_back = self.fill(jobs)
+        fills, reasons, fell_back, rejected = self.fill(jobs)
+        for i, verdict in rejected:
+            self._turn_down(jobs[i], verdict)
         # The batch before was encoded meanwhile; it is written in its order, whatever thread was first.
         self.write(writer)
         assert self.encoders is not None
@@ -526,8 +381,8 @@ class _Run:
             job.sample.entry["infills"][level][variant] = key
 
     def _fall_back(self, job: _Job, reason: str) -> None:
-        assert self.fallback is not None
-        job.sample.entry.setdefault("fallback", {})[job.key] = f"{self.fallback.name}: {reason}"
+        assert self.filler.fallback is not None
+        job.sample.entry.setdefault("fallback", {})[job.key] = f"{self.filler.fallback.name}: {reason}"
         self.fell_back += 1
 
     def _notes(self, opened: _Open) -> dict[str, dict[str, Any]]:
@@ -562,26 +417,6 @@ class _Run:
         record = {"sample": index, "reason": reason, "recipe": self.fingerprint, "key": key}
         self.failed.append(record)
         writer.record_failure(record)
-
-
-def _again(context: SampleContext, attempt: int) -> SampleContext:
-    """The context of the next try: its own seed, the same whatever the batch."""
-    return dataclasses.replace(context, seed=seed_from(context.seed, "again", attempt)) if attempt else context
-
-
-def _plain(descriptor: TaskDescriptor) -> TaskDescriptor:
-    """The descriptor as a fallback reads it: the options in it are the backend's."""
-    return dataclasses.replace(descriptor, options={})
-
-
-def _summary(rejected: Mapping[str, int], examples: Mapping[str, Sequence[int]], fell_back: int) -> str:
-    """What the gate turned down and the fallback filled, for people; empty where nothing was."""
-    parts = []
-    for kind, count in sorted(rejected.items()):
-        some = ", ".join(str(index) for index in examples.get(kind, ()))
-        parts.append(f"{count} {kind} (samples {some})")
-    text = [f"fills rejected: {', '.join(parts)}"] if parts else []
-    return "; ".join(text + ([f"{fell_back} by the fallback"] if fell_back else []))
 
 
 def _descriptor(descriptor: TaskDescriptor | str | Mapping[str, Any] | None) -> TaskDescriptor:
@@ -623,10 +458,9 @@ def _check_resume(store: InfillStore, recipe: Recipe, resume: str) -> None:
 
 
 def _estimate(
-    plan: Planner, scorer: Scorer, store: InfillStore, recipe: Recipe, backend: InfillBackend, config: ModelConfig,
-    descriptor: TaskDescriptor, codec: str, batch_size: int, device: torch.device | str,
-) -> BuildEstimate:  # fmt: skip
-    run = _Run(store, recipe, backend, config, descriptor, codec, batch_size, torch.device(device))
+    plan: Planner, scorer: Scorer, store: InfillStore, recipe: Recipe, filler: Filler, codec: str
+) -> BuildEstimate:
+    run = _Run(store, recipe, filler, codec, _PROBE)
     indices = spread(len(plan), _PROBE)
     infills, size, dollars, paid = 0, 0, 0.0, False
     started = time.perf_counter()
@@ -634,13 +468,13 @@ def _estimate(
         if sample.error:
             continue
         _, jobs = run.jobs(sample)
-        each = backend.price(descriptor, *sample.image.shape[-2:])
+        each = filler.backend.price(filler.descriptor, *sample.image.shape[-2:])
         if each:  # an estimate must not cost anything: the picture itself stands for its fill
             dollars += each * sum(job.key not in store for job in jobs)
             paid = True
             fills = [job.image for job in jobs]
         else:
-            fills = list(run.fill(jobs)[0]) if jobs else []
+            fills = list(run.fill(jobs).fills) if jobs else []
         size += len(encode_map(sample.confidence)[0])
         for job, fill in zip(jobs, fills, strict=False):
             size += len(encode_infill(fill, job.mask, job.image, codec)[0]) + 1024  # header and padding

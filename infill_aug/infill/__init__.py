@@ -6,12 +6,14 @@ import importlib
 import inspect
 from typing import Any
 
+from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.backend import BackendUnavailableError as BackendUnavailableError
 from infill_aug.infill.backend import InfillBackend as InfillBackend
 from infill_aug.infill.backend import InfillError as InfillError
 from infill_aug.infill.backend import ModelConfig as ModelConfig
 from infill_aug.infill.backend import PartialInfillError as PartialInfillError
 from infill_aug.infill.backend import SampleContext as SampleContext
+from infill_aug.infill.backend import contexts_of as contexts_of
 
 # Paths, not classes: a backend's libraries are loaded when it is, and not before.
 _BACKENDS = {
@@ -72,3 +74,27 @@ def load_backend(name: str, **options: Any) -> InfillBackend:
         allowed = list(inspect.signature(cls).parameters)
         raise ValueError(f"backend {name!r}: {error}; its options are {allowed}") from None
     return cls(**options)
+
+
+def choose_backend(
+    backend: InfillBackend | str | None, descriptor: TaskDescriptor | None = None, **options: Any
+) -> InfillBackend:
+    """The backend that is to fill: the caller's choice, else the descriptor's, else push-pull.
+
+    Args:
+        backend: a backend, its name, or ``None``.
+        descriptor: task descriptor, if there is one.
+        options: arguments of a backend that is made by its name.
+
+    Raises:
+        ImportError: a library that the backend needs is missing.
+        ValueError: an unknown name, or options that the backend does not have.
+
+    Example:
+        >>> from infill_aug.descriptor import TaskDescriptor
+        >>> choose_backend(None, TaskDescriptor("pets", "cat", backend="noise")).name, choose_backend(None).name
+        ('noise', 'push_pull')
+    """
+    if isinstance(backend, InfillBackend):
+        return backend
+    return load_backend(backend or (descriptor.backend if descriptor else None) or "push_pull", **options)

@@ -99,6 +99,22 @@ class SampleContext:
     label: Hashable | None = None
 
 
+def contexts_of(pictures: Iterable[Tensor], seed: int) -> list[SampleContext]:
+    """Contexts by the pictures alone: the same for a sample by itself and in any batch.
+
+    Args:
+        pictures: ``(3, H, W)`` ``uint8`` each, on any device.
+        seed: the descriptor's.
+
+    Example:
+        >>> [one] = contexts_of([torch.zeros(3, 2, 2, dtype=torch.uint8)], seed=1)
+        >>> len(one.key)
+        32
+    """
+    keys = [image_digest(picture.cpu()) for picture in pictures]
+    return [SampleContext(key=key, seed=seed_from(seed, key)) for key in keys]
+
+
 @dataclass(frozen=True)
 class PoolSample:
     """A training image offered to a backend that fills from other images.
@@ -133,6 +149,7 @@ class InfillBackend(ABC):
     stochastic: ClassVar[bool] = False
     needs_visible: ClassVar[bool] = True  # cannot fill a picture of which nothing is left
     may_be_flat: ClassVar[bool] = False  # one flat colour is a fill like any other, not the sign of a failed model
+    cut_out: ClassVar[bool] = False  # fills are not meant to go on with the picture: a seam is no fault of theirs
     soft_masks: ClassVar[bool] = False  # takes masks between 0 and 1, which say how much a pixel may change
     pool_size: int = 0  # how many training images ``prepare`` wants to see
     max_batch: ClassVar[int] = 64
@@ -170,6 +187,10 @@ class InfillBackend(ABC):
             stochastic=self.stochastic,
             max_batch=self.max_batch,
         )
+
+    def check_soft_masks(self, device: torch.device) -> None:
+        """Raise a ``ValueError`` where ``soft_masks`` is set, but the model that is loaded cannot take any."""
+        return
 
     def price(self, descriptor: TaskDescriptor, height: int, width: int) -> float:
         """US dollars that one fill of this size costs; 0 for what runs on the user's own machine."""
@@ -213,9 +234,11 @@ class InfillBackend(ABC):
             BackendUnavailableError: none can be filled; the message says what is missing.
         """
         image, soft = _checked(masked_image, mask, self.soft_masks)
+        if soft.dtype != torch.bool:
+            self.check_soft_masks(image.device)
         hole = soft > 0
         if samples is None:
-            samples = _derived_samples(image, descriptor.seed)
+            samples = contexts_of((image * 255).round().to(torch.uint8), descriptor.seed)
         elif len(samples) != len(image):
             raise ValueError(f"{len(samples)} sample contexts for a batch of {len(image)}; give one for each")
         config = self.model_config(descriptor)
@@ -296,12 +319,6 @@ def _checked(image: Tensor, mask: Tensor, soft_masks: bool) -> tuple[Tensor, Ten
         low, high = (float(v) for v in torch.aminmax(image))
         raise ValueError(f"visible pixels of masked_image must lie in 0..1, got values from {low:.4g} to {high:.4g}")
     return image, hole
-
-
-def _derived_samples(image: Tensor, seed: int) -> list[SampleContext]:
-    """Contexts from the visible pixels: the same for a sample alone and in any batch."""
-    keys = [image_digest(sample) for sample in (image * 255).round().to(torch.uint8).cpu()]
-    return [SampleContext(key=key, seed=seed_from(seed, key)) for key in keys]
 
 
 def _frozen(value: Any) -> Any:

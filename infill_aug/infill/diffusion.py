@@ -79,7 +79,7 @@ class DiffusionBackend(NetworkBackend):
 
     def prepare(self, pool: Iterable[PoolSample]) -> None:
         """Keep the backgrounds of training pictures as donors."""
-        self._pool = DonorPool.of(pool, 0.75)
+        self._pool = DonorPool.of(pool)
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
         """Options with the steps that the complexity stands for; weights and donors as model and revision."""

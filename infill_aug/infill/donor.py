@@ -47,6 +47,7 @@ class DonorBackend(InfillBackend):
 
     name = "donor"
     may_be_flat = True
+    cut_out = True
     stochastic = True
     needs_visible = False
 

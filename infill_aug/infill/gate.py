@@ -13,14 +13,13 @@ from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.functional.composite import composite
 from infill_aug.functional.masks import dilate
+from infill_aug.infill.backend import InfillBackend
 from infill_aug.infill.push_pull import push_pull
 
 # Pixels on each side of a hole's rim that say how rough a picture is there.
 _RIM = 4
 # Below this deviation of its fine structure a region is too smooth to tell a copy from a likeness.
 _TEXTURE = 0.02
-# Backends whose fills are not meant to go on with the picture: a seam is no fault of theirs.
-_CUT_OUTS = ("donor", "noise")
 
 
 class QualityGate:
@@ -72,21 +71,22 @@ class QualityGate:
         self.found_above, self.found_share = found_above, found_share
 
     @classmethod
-    def of_build(cls, backend: str, source: ConfidenceSource) -> QualityGate:
+    def of_build(cls, backend: InfillBackend, source: ConfidenceSource) -> QualityGate:
         """The gate of ``build_cache(gate=True)``: no seams for cut-outs, and the source as finder where it is one.
 
         Args:
-            backend: its name.
+            backend: whose fills it judges.
             source: what the maps come from.
 
         Example:
             >>> from infill_aug.confidence import CentreConfidence
-            >>> QualityGate.of_build("donor", CentreConfidence()).seam is None
+            >>> from infill_aug.infill.donor import DonorBackend
+            >>> QualityGate.of_build(DonorBackend(), CentreConfidence()).seam is None
             True
         """
         sees = isinstance(source, NetworkConfidence) and not source.reads_target
         gate = cls(finder=source if sees else None)  # type: ignore[arg-type]
-        if backend in _CUT_OUTS:
+        if backend.cut_out:
             gate.seam = None
         return gate
 

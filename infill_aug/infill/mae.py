@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from infill_aug.checkpoint import Checkpoint
+from infill_aug.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.backend import BackendUnavailableError, ModelConfig, SampleContext
 from infill_aug.infill.network import NetworkBackend
@@ -21,8 +21,6 @@ from infill_aug.infill.visible import resize_visible
 
 # Share of the patches that is shown where none is free of holes: that of the published training.
 _SHOWN = 0.25
-# Normalisation of ImageNet, which the published checkpoints were trained with.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class MAEBackend(NetworkBackend):
@@ -78,7 +76,7 @@ class MAEBackend(NetworkBackend):
             raise BackendUnavailableError(
                 f"backend 'mae': {error} It takes checkpoints of ViTMAEForPreTraining, such as 'facebook/vit-mae-base'."
             ) from error
-        mean, std = values.get("image_mean") or _MEAN, values.get("image_std") or _STD
+        mean, std = values.get("image_mean") or IMAGENET_MEAN, values.get("image_std") or IMAGENET_STD
         if values.get("do_normalize") is False:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return model, *(torch.tensor(each, device=device)[:, None, None] for each in (mean, std))

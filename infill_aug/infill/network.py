@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infill_aug.infill.backend import InfillBackend, ModelConfig, SampleContext
+from infill_aug.infill.backend import InfillBackend, ModelConfig, PartialInfillError, SampleContext
 
 
 class NetworkBackend(InfillBackend):
@@ -32,7 +32,7 @@ class NetworkBackend(InfillBackend):
     def _fill(
         self, network: Any, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]
     ) -> Tensor:
-        """``_generate`` for one batch of the fixed size."""
+        """``_generate`` for one batch of the fixed size; raises what that raises."""
 
     def network(self, device: torch.device) -> Any:
         """What ``load`` gave, kept until another device is asked for."""
@@ -46,14 +46,21 @@ class NetworkBackend(InfillBackend):
     def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
         network = self.network(image.device)
         size = 1 if image.device.type == "cpu" else min(config.max_batch, self._fits or config.max_batch)
-        fills = []
+        fills, reasons = [], dict[int, str]()
         for start in range(0, len(image), size):
             stop = min(start + size, len(image))
             # Positions of a full batch; those behind the end repeat the last sample.
             places = [min(i, stop - 1) for i in range(start, start + size)]
-            fill = self._fill(network, image[places], mask[places], config, [samples[i] for i in places])
+            try:
+                fill = self._fill(network, image[places], mask[places], config, [samples[i] for i in places])
+            except PartialInfillError as error:
+                fill = error.images
+                reasons |= {start + i: why for i, why in error.reasons.items() if start + i < stop}
             fills.append(fill[: stop - start])
-        return (torch.cat(fills).float() * 255).round() / 255
+        result = (torch.cat(fills).float() * 255).round() / 255
+        if reasons:
+            raise PartialInfillError(result, reasons)
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_network": None}

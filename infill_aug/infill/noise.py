@@ -62,6 +62,7 @@ class NoiseBackend(InfillBackend):
     """
 
     name = "noise"
+    cut_out = True
     stochastic = True
     needs_visible = False
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from infill_aug.descriptor import TaskDescriptor
-from infill_aug.infill.backend import InfillBackend, SampleContext
-from infill_aug.key import image_digest, seed_from
+from infill_aug.infill.backend import InfillBackend, contexts_of
 
 
 def outpaint(
@@ -61,9 +60,7 @@ def outpaint(
     around = torch.ones(len(batch), 1, *size, dtype=torch.bool, device=image.device)
     around[place] = False
     # Known by the picture, so that a backend that fills from other pictures can tell it from them.
-    pictures = (canvas[place] * 255).round().to(torch.uint8).cpu()
-    keys = [image_digest(picture) for picture in pictures]
-    samples = [SampleContext(key, seed_from(descriptor.seed, key)) for key in keys]
+    samples = contexts_of((canvas[place] * 255).round().to(torch.uint8), descriptor.seed)
     fill = backend.generate_infill(canvas, around, descriptor, samples=samples)
     result = (fill * 255).round() if image.dtype == torch.uint8 else fill
     result = result.to(image.dtype)

@@ -15,7 +15,6 @@ import torch.nn.functional as nnf
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from infill_aug.confidence.estimator import ConfidenceEstimator
@@ -28,6 +27,7 @@ from infill_aug.confidence.training import (
 )
 from infill_aug.functional.masking import masking_loss
 from infill_aug.functional.quality import average_precision
+from infill_aug.lit.averaging import averaged
 
 # Validations in one training: enough to find the best checkpoint, too few to cost time.
 _VALIDATIONS = 12
@@ -63,7 +63,7 @@ class EstimatorModule(pl.LightningModule):
         # In a tuple: no submodule, so that it is neither trained, nor moved to training mode, nor checkpointed.
         self._classifier = (copy.deepcopy(classifier).eval().requires_grad_(False),) if classifier is not None else ()
         # Few steps and a high rate leave noise in the weights; their moving average is what is validated and kept.
-        self.average = AveragedModel(estimator, multi_avg_fn=_follow, use_buffers=True)
+        self.average = averaged(estimator, 0.99)
 
     @property
     def averaged(self) -> ConfidenceEstimator:
@@ -120,11 +120,6 @@ class EstimatorModule(pl.LightningModule):
             optimizer, self.learning_rate, total_steps=self.steps + 1, pct_start=0.1
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _follow(averages: Any, values: Any, steps: Any) -> None:
-    """Move the averaged weights on: slowly after many steps, faster before, so that the start is left behind."""
-    get_ema_multi_avg_fn(min(0.99, (1 + float(steps)) / (10 + float(steps))))(averages, values, steps)
 
 
 def fit_estimator(

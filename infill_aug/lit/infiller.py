@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as nnf
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.utils import save_image
 
@@ -29,6 +28,7 @@ from infill_aug.infill.infiller_training import (
     reconstruction_loss,
 )
 from infill_aug.infill.pipeline import InfillPipeline, predict
+from infill_aug.lit.averaging import averaged
 
 # Share of the steps that learn to reconstruct alone, before a discriminator has its say, and of those that slow down.
 _WARM, _DECAY = 0.06, 0.3
@@ -60,7 +60,7 @@ class InfillerModule(pl.LightningModule):
         self.pipeline = (pipeline,)  # in a tuple: no submodule of its own
         self.unet, self.discriminator = pipeline.unet, Discriminator(width)
         self.steps, self.learning_rate, self.size = steps, learning_rate, pipeline.size
-        self.average = AveragedModel(self.unet, multi_avg_fn=_follow, use_buffers=True)
+        self.average = averaged(self.unet, _DECAY_OF_AVERAGE)
         self._draw = torch.Generator().manual_seed(0)
 
     @property
@@ -139,12 +139,6 @@ class InfillerModule(pl.LightningModule):
             torch.optim.AdamW(self.unet.parameters(), self.learning_rate, betas=(0.8, 0.99), weight_decay=1e-2),
             torch.optim.AdamW(self.discriminator.parameters(), self.learning_rate, betas=(0.0, 0.99)),
         ]
-
-
-def _follow(averages: Any, weights: Any, count: Any) -> None:
-    """Moving average that forgets the untrained weights at once, and then looks back some hundreds of steps."""
-    decay = min(_DECAY_OF_AVERAGE, (1 + int(count)) / (10 + int(count)))
-    torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
 def _tint(count: int, generator: torch.Generator) -> Tensor:

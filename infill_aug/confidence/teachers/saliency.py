@@ -9,11 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from infill_aug.checkpoint import Checkpoint, frozen
+from infill_aug.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint, frozen
 from infill_aug.confidence.estimator import weights_digest
 from infill_aug.confidence.teachers._shared import Teacher, logits_of, prepare
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SaliencyConfidence(Teacher):
@@ -50,8 +48,8 @@ class SaliencyConfidence(Teacher):
         revision: str | None = None,
         trust_remote_code: bool = False,
         input_size: int = 1024,
-        mean: Sequence[float] = _MEAN,
-        std: Sequence[float] = _STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         **grading: Any,
     ) -> None:
         super().__init__(**grading)

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infill_aug.checkpoint import file_digest, frozen
+from infill_aug.checkpoint import IMAGENET_MEAN, IMAGENET_STD, file_digest, frozen
 from infill_aug.confidence.estimator import weights_digest
 from infill_aug.confidence.teachers._shared import Teacher, check_weights, logits_of, prepare, weigh
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TorchvisionConfidence(Teacher):
@@ -54,8 +52,8 @@ class TorchvisionConfidence(Teacher):
         classes: Sequence[str] | None = None,
         state_dict: str | Path | None = None,
         input_size: int = 520,
-        mean: Sequence[float] = _MEAN,
-        std: Sequence[float] = _STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         **grading: Any,
     ) -> None:
         super().__init__(**grading)

@@ -152,9 +152,12 @@ class CloudBackend(InfillBackend):
 
     def price(self, descriptor: TaskDescriptor, height: int, width: int) -> float:
         """US dollars of one fill of this size; NaN where unknown, which ``price_per_image`` mends."""
+        return self._price({**self.options, **descriptor.options}, height, width)
+
+    def _price(self, options: Mapping[str, Any], height: int, width: int) -> float:
         if self.price_per_image is not None:
             return float(self.price_per_image)
-        return self.known_price({**self.options, **descriptor.options}, height, width)
+        return self.known_price(options, height, width)
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
         """Options and texts; objects among the options as JSON.
@@ -211,8 +214,7 @@ class CloudBackend(InfillBackend):
         for name in self.nested_options:
             options[name] = json.loads(options[name])
         height, width = image.shape[-2:]
-        price = self.price_per_image
-        price = self.known_price(options, height, width) if price is None else float(price)
+        price = self._price(options, height, width)
         started = push_pull(image.cpu(), mask.cpu())
         result = started.clone()
         stop, reasons = _End(), dict[int, str]()

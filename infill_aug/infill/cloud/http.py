@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from infill_aug.infill.cloud.base import CloudBackend, FillRequest, encoded
 from infill_aug.infill.cloud.failure import RequestFailedError, failure_of, status_failure
-from infill_aug.infill.cloud.sizes import multiple_of
+from infill_aug.infill.cloud.sizes import check_sizes, fitted_size
 from infill_aug.infill.cloud.template import look_up, render
 
 _MASKS = ("white", "black", "alpha")
@@ -150,11 +150,11 @@ class HTTPBackend(CloudBackend):
             raise ValueError(f"poll must have 'url', 'status' and 'done', and may have 'refused', got {poll!r}")
         if poll is not None and options["result"] is None:
             raise ValueError("poll needs result: where in the last answer the picture is")
-        multiple_of(options)
+        check_sizes(options)
 
     def service_size(self, options: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
         """The picture's own size, large enough and a multiple of what the service needs."""
-        return multiple_of(options)(height, width)
+        return fitted_size(options, height, width)
 
     def secret_names(self) -> list[str]:
         """Variables that the headers name."""

@@ -12,7 +12,7 @@ from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.backend import BackendUnavailableError
 from infill_aug.infill.cloud.base import CloudBackend, FillRequest, encoded
 from infill_aug.infill.cloud.failure import RequestFailedError, failure_of
-from infill_aug.infill.cloud.sizes import multiple_of
+from infill_aug.infill.cloud.sizes import check_sizes, fitted_size
 from infill_aug.infill.cloud.template import render
 from infill_aug.infill.prompts import edit_prompt
 
@@ -95,7 +95,7 @@ class HuggingFaceBackend(CloudBackend):
             raise ValueError("model must be an id on the hub, or base_url an address; both are missing")
         if not isinstance(options["parameters"], Mapping):
             raise ValueError(f"parameters must be an object of names and values, got {options['parameters']!r}")
-        multiple_of(options)
+        check_sizes(options)
 
     def texts(self, descriptor: TaskDescriptor) -> tuple[str, str]:
         """An instruction, since models of this task edit pictures; and what must not be drawn."""
@@ -103,7 +103,7 @@ class HuggingFaceBackend(CloudBackend):
 
     def service_size(self, options: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
         """The picture's own size, large enough and a multiple of what the model needs."""
-        return multiple_of(options)(height, width)
+        return fitted_size(options, height, width)
 
     def _connect(self, options: Mapping[str, Any]) -> AbstractContextManager[Any]:
         from huggingface_hub import InferenceClient

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
-def multiple_of(options: Mapping[str, Any]) -> Callable[[int, int], tuple[int, int]]:
-    """What makes a size that is large enough, and a multiple of so many pixels on both sides.
-
-    Args:
-        options: ``multiple`` and ``min_side``, pixels, 1 or more.
+def check_sizes(options: Mapping[str, Any]) -> None:
+    """Refuse a ``multiple`` or ``min_side`` that is no number of pixels.
 
     Raises:
-        ValueError: one of them is something else.
-
-    Example:
-        >>> multiple_of({"multiple": 16, "min_side": 256})(100, 150)
-        (256, 384)
+        ValueError: the message names it.
     """
     for name in ("multiple", "min_side"):
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a number of pixels, 1 or more, got {value!r}")
+
+
+def fitted_size(options: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """A picture's own size, large enough, and a multiple of so many pixels on both sides.
+
+    Args:
+        options: ``multiple`` and ``min_side``, pixels, 1 or more.
+        height: pixels.
+        width: pixels.
+
+    Example:
+        >>> fitted_size({"multiple": 16, "min_side": 256}, 100, 150)
+        (256, 384)
+    """
     multiple, min_side = options["multiple"], options["min_side"]
-
-    def size(height: int, width: int) -> tuple[int, int]:
-        scale = max(1.0, min_side / min(height, width))
-        tall, wide = (max(multiple, -(-round(side * scale) // multiple) * multiple) for side in (height, width))
-        return tall, wide
-
-    return size
+    scale = max(1.0, min_side / min(height, width))
+    tall, wide = (max(multiple, -(-round(side * scale) // multiple) * multiple) for side in (height, width))
+    return tall, wide

@@ -28,8 +28,7 @@ from infill_aug.infill.push_pull import push_pull
 from infill_aug.infill.visible import resize_visible
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-# What a fill is made of that a safety checker flagged: no picture has it.
-_FLAGGED = -1.0
+_FLAG = "the model's safety checker flagged the fill; use another seed or prompt, or safety_checker=False"
 
 
 class DiffusersBackend(NetworkBackend):
@@ -186,36 +185,16 @@ class DiffusersBackend(NetworkBackend):
             compile_parts(pipeline)
         return pipeline
 
-    def generate_infill(
-        self,
-        masked_image: Tensor,
-        mask: Tensor,
-        descriptor: TaskDescriptor,
-        *,
-        samples: Sequence[SampleContext] | None = None,
-    ) -> Tensor:
-        """As the base class; a soft mask for a model that cannot take one is a ``ValueError``, before anything runs."""
-        if mask.is_floating_point() and bool(((mask > 0) & (mask < 1)).any()):
-            trouble = soft_mask_trouble(self.network(masked_image.device))
-            if trouble:
-                raise ValueError(trouble)
-        return super().generate_infill(masked_image, mask, descriptor, samples=samples)
+    def check_soft_masks(self, device: torch.device) -> None:
+        """A model that sees the mask as channels cannot take soft ones."""
+        trouble = soft_mask_trouble(self.network(device))
+        if trouble:
+            raise ValueError(trouble)
 
     def _fill(
         self, network: Any, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]
     ) -> Tensor:
         return run_pipeline(network, image, mask, dict(config.options), [sample.seed for sample in samples])
-
-    def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:
-        fills = super()._generate(image, mask, config, samples)
-        flagged = (fills == _FLAGGED).flatten(1).all(dim=1)
-        if flagged.any():
-            reason = "the model's safety checker flagged the fill; use another seed or prompt, or safety_checker=False"
-            raise PartialInfillError(
-                torch.where(flagged[:, None, None, None], image, fills),
-                dict.fromkeys(flagged.nonzero()[:, 0].tolist(), reason),
-            )
-        return fills
 
 
 def run_pipeline(
@@ -231,7 +210,10 @@ def run_pipeline(
         seeds: one for each sample.
 
     Returns:
-        ``(B, 3, H, W)`` float32 in 0..1; -1 all over where the pipeline's safety checker flagged the picture.
+        ``(B, 3, H, W)`` float32 in 0..1.
+
+    Raises:
+        PartialInfillError: the pipeline's safety checker flagged some pictures, and gave black ones instead.
     """
     family = family_of(type(pipeline).__name__)
     if family.pil and len(image) > 1:
@@ -276,9 +258,9 @@ def run_pipeline(
     with watching:
         result = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
     fill = F.resize(result.images.float(), list(image.shape[-2:]), antialias=True).clamp(0, 1)
-    for i, flag in enumerate(getattr(result, "nsfw_content_detected", None) or []):
-        if flag:  # the picture is black
-            fill[i] = _FLAGGED
+    flagged = [i for i, flag in enumerate(getattr(result, "nsfw_content_detected", None) or []) if flag]
+    if flagged:
+        raise PartialInfillError(fill.to(image.device), dict.fromkeys(flagged, _FLAG))
     return fill.to(image.device)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,7 +81,10 @@ def compile_parts(pipeline: Any) -> None:
     transformer = getattr(pipeline, "transformer", None)
     if transformer is not None:
         # One block stands for all: a tenth of the time to compile.
-        _try(lambda: transformer.compile_repeated_blocks(), transformer.compile)
+        try:
+            transformer.compile_repeated_blocks()
+        except ValueError:  # the class does not name its blocks
+            transformer.compile()
 
 
 def spare_latents(pipeline: Any, count: int, height: int, width: int) -> dict[str, Tensor]:
@@ -112,10 +114,3 @@ def _key(value: Any) -> Any:
         parts = tuple(_key(part) for part in value)
         return None if None in parts else parts
     return (type(value).__name__, value) if isinstance(value, _PLAIN) else None
-
-
-def _try(first: Callable[[], Any], second: Callable[[], Any]) -> None:
-    try:
-        first()
-    except ValueError:  # the class does not name its blocks
-        second()

@@ -15,25 +15,18 @@ from infill_aug.functional.masks import dilate
 from infill_aug.infill.backend import BackendUnavailableError
 
 STRUCTURES = ("depth", "edges", "picture")
+_RANDOM = (
+    "its ControlNets for inpainting draw from the global random state, and the same request would give other fills"
+)
 # By the beginning of the pipeline's name: class of the ControlNet, pipeline that fills with it, whether its pictures go
-# from -1 to 1. The first that fits.
-_KINDS = (
-    ("StableDiffusionXL", "ControlNetModel", "StableDiffusionXLControlNetInpaintPipeline", False),
-    (
-        "StableDiffusion3",
-        "",
-        "its ControlNets for inpainting draw from the global random state, and the same request would give other fills",
-        False,
-    ),
-    ("StableDiffusion", "ControlNetModel", "StableDiffusionControlNetInpaintPipeline", False),
-    ("Flux", "FluxControlNetModel", "FluxControlNetInpaintPipeline", True),
-    (
-        "QwenImage",
-        "",
-        "its ControlNets for inpainting draw from the global random state, and the same request would give other fills",
-        False,
-    ),
-    ("ZImage", "", "its ControlNets come as bare weights that diffusers cannot load from a folder or an id", False),
+# from -1 to 1; or why there is none. The first that fits.
+_KINDS: tuple[tuple[str, tuple[str, str, bool] | str], ...] = (
+    ("StableDiffusionXL", ("ControlNetModel", "StableDiffusionXLControlNetInpaintPipeline", False)),
+    ("StableDiffusion3", _RANDOM),
+    ("StableDiffusion", ("ControlNetModel", "StableDiffusionControlNetInpaintPipeline", False)),
+    ("Flux", ("FluxControlNetModel", "FluxControlNetInpaintPipeline", True)),
+    ("QwenImage", _RANDOM),
+    ("ZImage", "its ControlNets come as bare weights that diffusers cannot load from a folder or an id"),
 )
 
 
@@ -53,11 +46,11 @@ def controlnet_classes(pipeline: str) -> tuple[str, str, bool]:
         >>> controlnet_classes("StableDiffusionXLInpaintPipeline")
         ('ControlNetModel', 'StableDiffusionXLControlNetInpaintPipeline', False)
     """
-    for prefix, model, name, signed in _KINDS:
+    for prefix, kind in _KINDS:
         if pipeline.startswith(prefix):
-            if model:
-                return model, name, signed
-            raise BackendUnavailableError(f"{pipeline} cannot be steered by a ControlNet: {name}; use controlnet=None")
+            if not isinstance(kind, str):
+                return kind
+            raise BackendUnavailableError(f"{pipeline} cannot be steered by a ControlNet: {kind}; use controlnet=None")
     raise BackendUnavailableError(
         f"{pipeline} cannot be steered by a ControlNet: diffusers has no inpainting pipeline for both; use "
         "controlnet=None, or Stable Diffusion, SDXL or Flux"
