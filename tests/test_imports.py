@@ -14,7 +14,7 @@ HEAVY += ("accelerate", "huggingface_hub", "onnx", "onnxruntime", "peft", "reque
 
 # Each block may import from itself and from the blocks above it.
 ORDER = [
-    ["key", "types", "samples", "checkpoint"],
+    ["key", "types", "samples", "checkpoint", "checks"],
     ["descriptor", "profile"],
     ["functional"],
     ["threshold"],

@@ -306,6 +306,15 @@ def test_a_pipeline_without_a_part_is_refused(part, stored, tmp_path):
     refused(load_backend("diffusers", model=str(folder)), rf"cannot be loaded, its parts \['{part}'\] are missing")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"), [({}, "its parts \\['unet'\\] are missing"), ({"scheduler": "NoScheduler"}, "NoScheduler")]
+)
+def test_what_is_missing_is_said_before_anything_is_loaded(option, message, stored, tmp_path):
+    folder = shutil.copytree(stored("sd_inpaint"), tmp_path / "copy")
+    shutil.rmtree(folder / "unet")
+    refused(load_backend("diffusers", model=str(folder), vae="/nowhere/vae", **option), message)
+
+
 def test_weights_that_lack_a_layer_are_refused_and_not_drawn_at_random(stored, tmp_path):
     from safetensors.torch import load_file, save_file
 

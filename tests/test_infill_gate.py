@@ -171,6 +171,22 @@ def test_a_classifier_that_sees_the_class_in_the_fill_alone_turns_it_down():
         gate(image[:1], fill[:1], mask[:1], ["cat"])
 
 
+def test_a_classifier_looks_once_at_each_fill_whose_class_is_known():
+    shown = []
+
+    def classifier(pictures):
+        shown.append(pictures)
+        return torch.zeros(len(pictures), 2)
+
+    gate = QualityGate(seam=None, copy=None, finder=classifier, finder_name="never sure")
+    fills = push_pull(IMAGES[:4], HOLES[:4])
+    gate(IMAGES[:1], fills[:1], HOLES[:1], [0])
+    shown.clear()  # the first fill showed that it is a classifier
+    assert gate(IMAGES[:4], fills, HOLES[:4], [0, 1, None, 1]) == [None] * 4
+    assert len(shown) == 3
+    assert torch.equal(torch.cat(shown), push_pull(fills, ~HOLES[:4])[[0, 1, 3]])
+
+
 def test_an_object_on_a_flat_or_black_ground_may_have_its_ground_again():
     image, mask = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32, dtype=torch.bool)
     mask[..., 8:24, 8:24] = False

@@ -232,7 +232,9 @@ def test_a_checkpoint_without_its_decoder_is_refused(folder, tmp_path):
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
-    with pytest.raises(BackendUnavailableError, match=r"'mae': checkpoint '.*Where there is no network, name a folder"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"'mae' .*: checkpoint '.*Where there is no network, name a folder"
+    ):
         load_backend("mae", checkpoint=str(tmp_path)).generate_infill(*request(1, 32, 32), CAT)
 
 

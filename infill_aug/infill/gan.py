@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from infill_aug.checkpoint import file_digest
+from infill_aug.checks import is_integer
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.backend import BackendUnavailableError, ModelConfig, SampleContext
 from infill_aug.infill.network import NetworkBackend
@@ -66,8 +67,7 @@ class GANBackend(NetworkBackend):
         """``multiple`` and ``size`` are whole numbers above 0, ``scale`` is 1 or 255."""
         for name in ("multiple", "size"):
             value = options[name]
-            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            if not whole and not (name == "size" and value is None):
+            if not is_integer(value, 1) and not (name == "size" and value is None):
                 raise ValueError(f"{name} must be a whole number of pixels above 0, got {value!r}")
         if isinstance(options["scale"], bool) or options["scale"] not in (1, 255):
             raise ValueError(f"scale must be 1 or 255, the brightest value of the output, got {options['scale']!r}")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from infill_aug.checks import is_integer, is_number
 from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.confidence.sources import ConfidenceSource
 from infill_aug.functional.composite import composite
@@ -61,7 +62,7 @@ class QualityGate:
         found_share: float = 0.35,
     ) -> None:
         for name, value in (("seam", seam), ("copy", copy), ("found_above", found_above), ("found_share", found_share)):
-            if value is not None and (isinstance(value, bool) or not 0 <= value <= 1):
+            if not (is_number(value, 0, 1) or (value is None and name in ("seam", "copy"))):
                 raise ValueError(f"{name} must lie in 0..1, got {value!r}")
         if finder is not None and not isinstance(finder, NetworkConfidence) and hasattr(finder, "config"):
             raise ValueError(f"the finder must look at the picture; {type(finder).__name__} reads labels")
@@ -69,6 +70,7 @@ class QualityGate:
             raise ValueError(f"the finder must look at the picture alone; {type(finder).__name__} reads labels too")
         self.seam, self.copy, self.finder, self.finder_name = seam, copy, finder, finder_name
         self.found_above, self.found_share = found_above, found_share
+        self._classifies = False  # the finder gave logits, once it has been asked
 
     @classmethod
     def of_build(cls, backend: InfillBackend, source: ConfidenceSource) -> QualityGate:
@@ -160,9 +162,11 @@ class QualityGate:
         if isinstance(self.finder, NetworkConfidence):
             score = self.finder.ungraded().maps([(picture * 255).round().to(torch.uint8).cpu()])[0][None]
         else:
-            score = self.finder(picture[None])
-            if score.ndim == 2:
-                return self._recognised(self.finder(push_pull(picture[None], ~mask[None]))[0], label)
+            if not self._classifies:
+                score = self.finder(picture[None])
+                self._classifies = score.ndim == 2
+            if self._classifies:
+                return self._recognised(self.finder, picture, mask, label)
         if score.shape != (1, 1, *picture.shape[1:]):
             raise ValueError(
                 f"the finder must give scores {(1, 1, *picture.shape[1:])} or logits (1, classes), "
@@ -170,11 +174,14 @@ class QualityGate:
             )
         return float((score[0, 0] > self.found_above)[far.to(score.device)].float().mean())
 
-    def _recognised(self, logits: Tensor, label: Hashable | None) -> float:
+    def _recognised(
+        self, classifier: Callable[[Tensor], Tensor], picture: Tensor, mask: Tensor, label: Hashable | None
+    ) -> float:
         """1 where a classifier sees the sample's own class in the fill alone, else 0."""
         if label is None:
             return 0.0
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(logits):
+        logits = classifier(push_pull(picture[None], ~mask[None]))[0]
+        if not is_integer(label, 0, len(logits) - 1):
             raise ValueError(f"the finder has {len(logits)} classes: labels must be their numbers, got {label!r}")
         return float(logits.softmax(dim=0)[label] > self.found_above)
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from infill_aug.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from infill_aug.descriptor import TaskDescriptor
-from infill_aug.infill.backend import BackendUnavailableError, ModelConfig, SampleContext
+from infill_aug.infill.backend import ModelConfig, SampleContext
 from infill_aug.infill.network import NetworkBackend
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.infill.visible import resize_visible
@@ -53,6 +53,7 @@ class MAEBackend(NetworkBackend):
     """
 
     name = "mae"
+    remedy = "It takes checkpoints of ViTMAEForPreTraining, such as 'facebook/vit-mae-base'."
     # The model shows equally many patches of all pictures of a call, and each mask leaves another number.
     max_batch = 1
 
@@ -69,13 +70,8 @@ class MAEBackend(NetworkBackend):
 
     def load(self, device: torch.device) -> tuple[Any, Tensor, Tensor]:
         """The model, and mean and deviation of its normalisation, ``(3, 1, 1)``."""
-        try:
-            model = self.checkpoint.model("ViTMAEForPreTraining", device)
-            values = self._processor()
-        except (OSError, ValueError) as error:
-            raise BackendUnavailableError(
-                f"backend 'mae': {error} It takes checkpoints of ViTMAEForPreTraining, such as 'facebook/vit-mae-base'."
-            ) from error
+        model = self.checkpoint.model("ViTMAEForPreTraining", device)
+        values = self._processor()
         mean, std = values.get("image_mean") or IMAGENET_MEAN, values.get("image_std") or IMAGENET_STD
         if values.get("do_normalize") is False:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infill_aug.checks import is_number
 from infill_aug.infill.backend import InfillBackend, ModelConfig, SampleContext
 
 
@@ -46,7 +47,7 @@ class TeleaBackend(InfillBackend):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """The radius is a number above 0."""
         radius = options["radius"]
-        if isinstance(radius, bool) or not isinstance(radius, int | float) or not radius > 0:
+        if not is_number(radius, above=0):
             raise ValueError(f"radius must be a number of pixels above 0, got {radius!r}")
 
     def _generate(self, image: Tensor, mask: Tensor, config: ModelConfig, samples: Sequence[SampleContext]) -> Tensor:

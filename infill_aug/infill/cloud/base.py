@@ -87,21 +87,16 @@ class CloudBackend(InfillBackend):
     the whole picture anew: what it did to the colours outside the hole is taken back, and the rest of its changes there
     is thrown away. Its answers are not reproducible, a cache makes them so.
 
-    None of these arguments changes a fill, so none is part of a fingerprint:
+    Waits before a repetition grow from half a second, at random, or last as long as the service asks for.
 
     Args:
-        api_key_env: name of the environment variable with the key, which is read for each batch and kept nowhere.
-        concurrency: most requests at once, 1 or more.
-        timeout: seconds to wait for an answer, above 0.
-        retries: how often a request that may go better next time is repeated, 0 or more. Waits grow from half a
-            second, at random, or last as long as the service asks for.
-        requests_per_minute: most requests a minute, above 0; ``None``: no limit.
-        budget: most US dollars that this object may spend in this process, 0 or more; ``None``: no limit.
-        price_per_image: US dollars for one fill; ``None``: what is known of the model, if anything.
+        limits: how the service may be asked, and for how much money in this process; not part of the fingerprint.
+        api_key_env: name of the environment variable with the key, which is read for each batch and kept nowhere; not
+            part of the fingerprint.
         options: what changes the fill.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an option out of range, or a key where the name of its variable belongs.
     """
 
     stochastic = True
@@ -109,37 +104,13 @@ class CloudBackend(InfillBackend):
     retries_itself: ClassVar[bool] = False  # the client repeats requests on its own
     nested_options: ClassVar[frozenset[str]] = frozenset()  # options that are objects or lists
 
-    def __init__(
-        self,
-        *,
-        api_key_env: str | None,
-        concurrency: int,
-        timeout: float,
-        retries: int,
-        requests_per_minute: float | None,
-        budget: float | None,
-        price_per_image: float | None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, limits: Limits, api_key_env: str | None = None, **options: Any) -> None:
         if api_key_env is not None and not api_key_env.replace("_", "").isalnum():
             # Not quoted: what stands here by mistake is the key.
             raise ValueError("api_key_env must be the name of an environment variable, not the key itself")
-        for name, value, lowest in (("concurrency", concurrency, 1), ("retries", retries, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name} must be an integer of {lowest} or more, got {value!r}")
-        for name, number in (("timeout", timeout), ("requests_per_minute", requests_per_minute)):
-            if number is not None and not _at_least(number, 1e-9):
-                raise ValueError(f"{name} must be a number above 0, got {number!r}")
-        for name, number in (("budget", budget), ("price_per_image", price_per_image)):
-            if number is not None and not _at_least(number, 0):
-                raise ValueError(f"{name} must be US dollars of 0 or more, got {number!r}")
         super().__init__(**options)
+        self.limits = limits
         self.api_key_env = api_key_env
-        self.concurrency = concurrency
-        self.timeout = timeout
-        self.retries = retries
-        self.price_per_image = price_per_image
-        self.limits = Limits(requests_per_minute, budget)
 
     @property
     def spent(self) -> float:
@@ -155,8 +126,8 @@ class CloudBackend(InfillBackend):
         return self._price({**self.options, **descriptor.options}, height, width)
 
     def _price(self, options: Mapping[str, Any], height: int, width: int) -> float:
-        if self.price_per_image is not None:
-            return float(self.price_per_image)
+        if self.limits.price_per_image is not None:
+            return float(self.limits.price_per_image)
         return self.known_price(options, height, width)
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
@@ -218,7 +189,7 @@ class CloudBackend(InfillBackend):
         started = push_pull(image.cpu(), mask.cpu())
         result = started.clone()
         stop, reasons = _End(), dict[int, str]()
-        with self._connect(options) as client, _threads(min(self.concurrency, len(samples)), stop) as pool:
+        with self._connect(options) as client, _threads(min(self.limits.concurrency, len(samples)), stop) as pool:
             places: dict[Future[Tensor], int] = {
                 pool.submit(self._answer, client, self._prepared(picture, hole, options, sample), price, stop): place
                 for place, (picture, hole, sample) in enumerate(zip(started, mask.cpu(), samples, strict=True))
@@ -271,7 +242,7 @@ class CloudBackend(InfillBackend):
 
     def _ask(self, client: Any, request: FillRequest, price: float, stop: _End) -> Tensor:
         """The service's picture ``(3, h, w)`` uint8, after as many attempts as it takes and is allowed."""
-        attempts = 1 if self.retries_itself else 1 + self.retries
+        attempts = 1 if self.retries_itself else 1 + self.limits.retries
         for attempt in range(attempts):
             if not stop.is_set():
                 self.limits.wait(stop)
@@ -280,7 +251,7 @@ class CloudBackend(InfillBackend):
             self.limits.pay(price)
             try:
                 data, cost = self._request(client, request)
-                if cost is not None and self.price_per_image is None:
+                if cost is not None and self.limits.price_per_image is None:
                     self.limits.refund(price - cost if not math.isnan(price) else -cost)
                 return _decoded(data)
             except Exception as error:
@@ -320,10 +291,6 @@ class _End(threading.Event):
 def encoded(data: bytes) -> str:
     """Bytes as base64 text."""
     return base64.b64encode(data).decode("ascii")
-
-
-def _at_least(value: object, lowest: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value < math.inf
 
 
 @contextlib.contextmanager

@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
+from infill_aug.checks import is_number
 from infill_aug.infill.cloud.base import CloudBackend, FillRequest, encoded
 from infill_aug.infill.cloud.failure import RequestFailedError, failure_of, status_failure
+from infill_aug.infill.cloud.limits import Limits
 from infill_aug.infill.cloud.sizes import check_sizes, fitted_size
 from infill_aug.infill.cloud.template import look_up, render
 
@@ -28,7 +30,7 @@ class HTTPBackend(CloudBackend):
     In ``body``, ``{image}`` and ``{mask}`` stand for PNG files (base64 in JSON), ``{prompt}``, ``{negative_prompt}``,
     ``{seed}``, ``{width}`` and ``{height}`` for what they say. Three services, as an example each:
 
-    * FLUX fill of Black Forest Labs, 0.05 US dollars a picture: ``url="https://api.bfl.ai/v1/flux-pro-1.0-fill"``,
+    * FLUX fill of Black Forest Labs: ``url="https://api.bfl.ai/v1/flux-pro-1.0-fill"``,
       ``headers={"x-key": "$BFL_API_KEY"}``, ``body={"image": "{image}", "mask": "{mask}", "prompt": "{prompt}",
       "seed": "{seed}", "output_format": "png"}``, ``poll={"url": "polling_url", "status": "status", "done": ["Ready"],
       "refused": ["Request Moderated", "Content Moderated"]}``, ``result="result.sample"``.
@@ -57,7 +59,7 @@ class HTTPBackend(CloudBackend):
         headers: HTTP headers by name. ``$NAME`` or ``${NAME}`` in a value stands for an environment variable, read for
             each batch and kept nowhere. They are not part of the fingerprint.
         poll_interval: seconds between two questions, above 0.
-        concurrency: see ``CloudBackend``, as are all further arguments.
+        concurrency: most requests at once; see ``Limits``, as for all further arguments.
         timeout: seconds for an answer, and for a picture that is drawn in the background.
         retries: repetitions of a request.
         requests_per_minute: most requests a minute; questions whether a picture is ready are not counted.
@@ -110,17 +112,11 @@ class HTTPBackend(CloudBackend):
                 raise ValueError(
                     f"header {name!r} holds a key: put the key into an environment variable, and $ITS_NAME here"
                 )
-        if not poll_interval > 0:
+        if not is_number(poll_interval, above=0):
             raise ValueError(f"poll_interval must be seconds above 0, got {poll_interval!r}")
         self.poll_interval = poll_interval
         super().__init__(
-            api_key_env=None,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            requests_per_minute=requests_per_minute,
-            budget=budget,
-            price_per_image=price_per_image,
+            Limits(concurrency, timeout, retries, requests_per_minute, budget, price_per_image),
             url=url,
             body=body,
             result=result,
@@ -209,7 +205,7 @@ class HTTPBackend(CloudBackend):
 
     def _send(self, client: Any, method: str, url: str, **content: Any) -> Any:
         # A redirect would take the key to wherever the service says.
-        answer = client.request(method, url, timeout=self.timeout, allow_redirects=False, **content)
+        answer = client.request(method, url, timeout=self.limits.timeout, allow_redirects=False, **content)
         if answer.status_code >= 300:
             raise status_failure(answer.status_code, answer.text, answer.headers)
         return answer
@@ -225,7 +221,7 @@ class HTTPBackend(CloudBackend):
                 "gone",
                 f"the service wants to be asked at {urlsplit(address).netloc}, which is not its own: no key goes there",
             )
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self.limits.timeout
         while True:
             state = "unknown"
             try:
@@ -245,7 +241,7 @@ class HTTPBackend(CloudBackend):
                 raise RequestFailedError("busy", f"the service failed ({state})")
             if time.monotonic() > deadline:
                 raise RequestFailedError(
-                    "busy", f"not ready after {self.timeout:g} s (state {state}); raise timeout", charged=True
+                    "busy", f"not ready after {self.limits.timeout:g} s (state {state}); raise timeout", charged=True
                 )
             time.sleep(self.poll_interval)
 
@@ -257,7 +253,7 @@ class HTTPBackend(CloudBackend):
             raise RequestFailedError("invalid", f"the result is no text but {type(found).__name__}", charged=True)
         if found.startswith(("http://", "https://")):
             # Without the session: results lie elsewhere, often under a signed address, and no key belongs there.
-            answer = requests.get(found, timeout=self.timeout)
+            answer = requests.get(found, timeout=self.limits.timeout)
             if answer.status_code >= 300:
                 raise RequestFailedError("busy", f"no result at its address: HTTP {answer.status_code}", charged=True)
             return cast(bytes, answer.content)

@@ -12,6 +12,7 @@ from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.backend import BackendUnavailableError
 from infill_aug.infill.cloud.base import CloudBackend, FillRequest, encoded
 from infill_aug.infill.cloud.failure import RequestFailedError, failure_of
+from infill_aug.infill.cloud.limits import Limits
 from infill_aug.infill.cloud.sizes import check_sizes, fitted_size
 from infill_aug.infill.cloud.template import render
 from infill_aug.infill.prompts import edit_prompt
@@ -32,9 +33,8 @@ class HuggingFaceBackend(CloudBackend):
             fill), ``{seed}``, ``{width}`` and ``{height}``.
         multiple: sides of the picture that is sent are multiples of this many pixels, 1 or more.
         min_side: smaller pictures are enlarged to this many pixels on their shorter side, 1 or more.
-        api_key_env: see ``CloudBackend``, as are all further arguments. ``None``: no key, or the one that the client
-            has saved.
-        concurrency: most requests at once.
+        api_key_env: see ``CloudBackend``. ``None``: no key, or the one that the client has saved.
+        concurrency: most requests at once; see ``Limits``, as for all further arguments.
         timeout: seconds.
         retries: repetitions of a request.
         requests_per_minute: most requests a minute.
@@ -74,13 +74,8 @@ class HuggingFaceBackend(CloudBackend):
         except ImportError as error:
             raise ImportError("backend 'huggingface' needs its client: pip install 'infill-aug[cloud]'") from error
         super().__init__(
-            api_key_env=api_key_env,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            requests_per_minute=requests_per_minute,
-            budget=budget,
-            price_per_image=price_per_image,
+            Limits(concurrency, timeout, retries, requests_per_minute, budget, price_per_image),
+            api_key_env,
             model=model,
             provider=provider,
             base_url=base_url,
@@ -115,7 +110,7 @@ class HuggingFaceBackend(CloudBackend):
                     # An address of one's own speaks the hub's own protocol.
                     provider="hf-inference" if options["base_url"] else options["provider"],
                     token=self.secret(self.api_key_env),
-                    timeout=self.timeout,
+                    timeout=self.limits.timeout,
                 )
             )
         except ValueError as error:

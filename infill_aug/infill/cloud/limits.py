@@ -1,4 +1,4 @@
-"""How fast a service may be asked, for how much money, and how often in vain."""
+"""How a service may be asked: how much at once, how fast, how often in vain, and for how much money."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ import threading
 import time
 from typing import Any
 
+from infill_aug.checks import is_integer, is_number
 from infill_aug.infill.cloud.failure import RequestFailedError
 
 
 class Limits:
-    """Counts requests, dollars and failures of one backend, for all its threads.
+    """What one backend may ask of its service; counts its requests, dollars and failures, for all its threads.
 
     Args:
-        requests_per_minute: most requests, evenly spaced; ``None``: no limit.
-        budget: most US dollars that may be spent; ``None``: no limit.
+        concurrency: most requests at once, 1 or more.
+        timeout: seconds to wait for an answer, above 0.
+        retries: how often a request that may go better next time is repeated, 0 or more.
+        requests_per_minute: most requests a minute, above 0, evenly spaced; ``None``: no limit.
+        budget: most US dollars that may be spent, 0 or more; ``None``: no limit.
+        price_per_image: US dollars for one fill, 0 or more; ``None``: what is known of the model, if anything.
+
+    Raises:
+        ValueError: a limit out of range.
 
     Example:
         >>> limits = Limits(budget=0.05)
@@ -25,9 +33,30 @@ class Limits:
         0.0
     """
 
-    def __init__(self, requests_per_minute: float | None = None, budget: float | None = None) -> None:
+    def __init__(
+        self,
+        concurrency: int = 4,
+        timeout: float = 180.0,
+        retries: int = 4,
+        requests_per_minute: float | None = None,
+        budget: float | None = None,
+        price_per_image: float | None = None,
+    ) -> None:
+        for name, value, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
+            if not is_integer(value, least):
+                raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
+        for name, number in (("timeout", timeout), ("requests_per_minute", requests_per_minute)):
+            if not is_number(number, above=0) and (number is not None or name == "timeout"):
+                raise ValueError(f"{name} must be a number above 0, got {number!r}")
+        for name, number in (("budget", budget), ("price_per_image", price_per_image)):
+            if not is_number(number, 0) and number is not None:
+                raise ValueError(f"{name} must be US dollars of 0 or more, got {number!r}")
+        self.concurrency = concurrency
+        self.timeout = timeout
+        self.retries = retries
         self.requests_per_minute = requests_per_minute
         self.budget = budget
+        self.price_per_image = price_per_image
         self.spent = 0.0
         self.in_vain = 0  # requests in a row that failed for no reason of their own
         self._next = 0.0

@@ -11,6 +11,7 @@ from typing import Any
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.cloud.base import CloudBackend, FillRequest
 from infill_aug.infill.cloud.failure import RequestFailedError
+from infill_aug.infill.cloud.limits import Limits
 from infill_aug.infill.prompts import edit_prompt
 
 _QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
@@ -40,11 +41,10 @@ class OpenAIBackend(CloudBackend):
         size: size of the picture that is sent and drawn, such as ``"1024x1024"``, width first; ``None``: the smallest
             that the model takes and the picture fits in.
         base_url: address of another service with the same protocol.
-        api_key_env: see ``CloudBackend``, as are all further arguments. The client repeats requests on its own, so that
-            repeated ones are not counted by ``requests_per_minute``.
-        concurrency: most requests at once.
+        api_key_env: see ``CloudBackend``.
+        concurrency: most requests at once; see ``Limits``, as for all further arguments.
         timeout: seconds.
-        retries: repetitions of a request.
+        retries: repetitions of a request, by the client itself: ``requests_per_minute`` does not count them.
         requests_per_minute: most requests a minute.
         budget: most US dollars to spend.
         price_per_image: US dollars for one fill; ``None``: as published for the model, and of an answer as many as its
@@ -83,13 +83,8 @@ class OpenAIBackend(CloudBackend):
         except ImportError as error:
             raise ImportError("backend 'openai' needs its client: pip install 'infill-aug[cloud]'") from error
         super().__init__(
-            api_key_env=api_key_env,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            requests_per_minute=requests_per_minute,
-            budget=budget,
-            price_per_image=price_per_image,
+            Limits(concurrency, timeout, retries, requests_per_minute, budget, price_per_image),
+            api_key_env,
             model=model,
             quality=quality,
             size=size,
@@ -133,8 +128,8 @@ class OpenAIBackend(CloudBackend):
         client: AbstractContextManager[Any] = openai.OpenAI(
             api_key=self.secret(self.api_key_env),
             base_url=options["base_url"],
-            timeout=self.timeout,
-            max_retries=self.retries,
+            timeout=self.limits.timeout,
+            max_retries=self.limits.retries,
         )
         return client
 

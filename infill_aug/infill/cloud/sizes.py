@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from infill_aug.checks import is_integer
+
 
 def check_sizes(options: Mapping[str, Any]) -> None:
     """Refuse a ``multiple`` or ``min_side`` that is no number of pixels.
@@ -13,9 +15,8 @@ def check_sizes(options: Mapping[str, Any]) -> None:
         ValueError: the message names it.
     """
     for name in ("multiple", "min_side"):
-        value = options[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a number of pixels, 1 or more, got {value!r}")
+        if not is_integer(options[name], 1):
+            raise ValueError(f"{name} must be a number of pixels, 1 or more, got {options[name]!r}")
 
 
 def fitted_size(options: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:

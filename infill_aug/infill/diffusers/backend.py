@@ -15,8 +15,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from infill_aug.checkpoint import Checkpoint, file_digest
+from infill_aug.checks import is_integer, is_number
 from infill_aug.descriptor import TaskDescriptor
-from infill_aug.infill.backend import BackendUnavailableError, ModelConfig, PartialInfillError, SampleContext
+from infill_aug.infill.backend import ModelConfig, PartialInfillError, SampleContext
 from infill_aug.infill.diffusers.differential import DifferentialDiffusion, soft_mask_trouble
 from infill_aug.infill.diffusers.families import call_arguments, family_of, instruction, working_size
 from infill_aug.infill.diffusers.levers import compile_parts, remember_pictures, remember_texts, spare_latents
@@ -79,6 +80,7 @@ class DiffusersBackend(NetworkBackend):
     """
 
     name = "diffusers"
+    remedy = "Where memory is short, use offload=True, or a smaller model."
     stochastic = True
     soft_masks = True
 
@@ -107,11 +109,11 @@ class DiffusersBackend(NetworkBackend):
     ) -> None:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {_DTYPES}, got {dtype!r}")
-        if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
+        if not is_integer(max_batch, 1):
             raise ValueError(f"max_batch must be an integer of 1 or more, got {max_batch!r}")
         if structure not in STRUCTURES:
             raise ValueError(f"structure must be one of {STRUCTURES}, got {structure!r}")
-        if not structure_scale >= 0:
+        if not is_number(structure_scale, 0):
             raise ValueError(f"structure_scale must be 0 or more, got {structure_scale!r}")
         super().__init__(steps=steps, guidance=guidance, strength=strength, size=size)
         self.source = Source(
@@ -125,14 +127,15 @@ class DiffusersBackend(NetworkBackend):
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """``steps`` is 1 or more, ``guidance`` 0 or more, ``strength`` in 0..1, ``size`` 16 or more; or null."""
-        for name, least, kind in (("steps", 1, int), ("size", 16, int), ("guidance", 0, int | float)):
-            value = options[name]
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not value >= least):
-                what = "an integer" if kind is int else "a number"
-                raise ValueError(f"{name} must be {what} of {least} or more, or null, got {value!r}")
-        value = options["strength"]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
-            raise ValueError(f"strength must lie above 0 and up to 1, or be null, got {value!r}")
+        steps, guidance, strength, size = (options[name] for name in ("steps", "guidance", "strength", "size"))
+        if steps is not None and not is_integer(steps, 1):
+            raise ValueError(f"steps must be an integer of 1 or more, or null, got {steps!r}")
+        if size is not None and not is_integer(size, 16):
+            raise ValueError(f"size must be an integer of 16 or more, or null, got {size!r}")
+        if guidance is not None and not is_number(guidance, 0):
+            raise ValueError(f"guidance must be a number of 0 or more, or null, got {guidance!r}")
+        if strength is not None and not is_number(strength, most=1, above=0):
+            raise ValueError(f"strength must lie above 0 and up to 1, or be null, got {strength!r}")
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
         """Options and prompts; the model with its revision, or a hash of the files of its folder. Loads nothing.
@@ -169,15 +172,10 @@ class DiffusersBackend(NetworkBackend):
     def load(self, device: torch.device) -> Any:
         """The pipeline, on the device."""
         pipeline = load_pipeline(self.source, device)
-        try:
-            if self.offload and device.type != "cpu":
-                pipeline.enable_model_cpu_offload(device=device)
-            else:
-                pipeline.to(device)
-        except torch.OutOfMemoryError as error:
-            raise BackendUnavailableError(
-                f"{self.source.model!r} does not fit on {device}; use offload=True, or a smaller model"
-            ) from error
+        if self.offload and device.type != "cpu":
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
         remember_texts(pipeline)
         # Two for each picture of a call: itself, and without the hole.
         remember_pictures(pipeline, most=2 * self.max_batch)

@@ -71,7 +71,12 @@ def load_pipeline(source: Source, device: torch.device) -> Any:
         ImportError: diffusers is not installed.
     """
     library = diffusers()
-    cls = pipeline_class(source)
+    cls, scheduler = pipeline_class(source), _scheduler_class(source)
+    absent = _absent_parts(source)
+    if absent:
+        raise BackendUnavailableError(
+            f"folder {source.model!r} cannot be loaded, its parts {absent} are missing; save or download it anew"
+        )
     dtype = torch.float32
     if source.dtype != "auto":
         dtype = getattr(torch, source.dtype)
@@ -91,11 +96,6 @@ def load_pipeline(source: Source, device: torch.device) -> Any:
     if source.controlnet is not None:
         network, _, signed = controlnet_classes(cls.__name__)
         options["controlnet"] = load_controlnet(source.controlnet, network, dtype)
-    absent = _absent_parts(source)
-    if absent:
-        raise BackendUnavailableError(
-            f"folder {source.model!r} cannot be loaded, its parts {absent} are missing; save or download it anew"
-        )
     try:
         pipeline = cls.from_pretrained(source.model, **options)
     except Exception as error:  # whatever goes wrong here goes wrong for every sample
@@ -111,15 +111,8 @@ def load_pipeline(source: Source, device: torch.device) -> Any:
             f"pipeline {source.model!r} lacks weights of {empty}: files do not fit the configs beside them; save or "
             "download it anew"
         )
-    if source.scheduler is not None:
-        name = "LCMScheduler" if source.scheduler == "lcm" else source.scheduler
-        kind = getattr(library, name, None)
-        if kind is None or not name.endswith("Scheduler"):
-            raise BackendUnavailableError(
-                f"diffusers has no scheduler {source.scheduler!r}; give 'lcm', or the name of a class such as "
-                "'DPMSolverMultistepScheduler'"
-            )
-        pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+    if scheduler is not None:
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     if source.lora is not None:
         _fuse(pipeline, source.lora)
     if source.controlnet is not None:
@@ -197,6 +190,20 @@ def takes(cls: Any, name: str) -> bool:
     return name in inspect.signature(cls.__call__).parameters
 
 
+def _scheduler_class(source: Source) -> Any:
+    """The scheduler that takes the place of the model's own, where one does."""
+    if source.scheduler is None:
+        return None
+    name = "LCMScheduler" if source.scheduler == "lcm" else source.scheduler
+    kind = getattr(diffusers(), name, None)
+    if kind is None or not name.endswith("Scheduler"):
+        raise BackendUnavailableError(
+            f"diffusers has no scheduler {source.scheduler!r}; give 'lcm', or the name of a class such as "
+            "'DPMSolverMultistepScheduler'"
+        )
+    return kind
+
+
 def _of_hub(source: Source) -> dict[str, Any]:
     return {} if source.revision is None else {"revision": source.revision}
 
@@ -211,7 +218,7 @@ def _needed(cls: Any) -> list[str]:
 def _absent_parts(source: Source) -> list[str]:
     """Parts that a folder names and does not have: of a tokenizer without files an empty one would be made."""
     folder = Path(source.model)
-    if not folder.is_dir():
+    if not (folder / "model_index.json").is_file():
         return []
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     given = {"vae"} if source.vae is not None else set()
