@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tiny_backends import CLOUD, tiny_options
 
 from infill_aug.descriptor import TaskDescriptor
+from infill_aug.functional.masks import dilate
 from infill_aug.infill import list_backends, load_backend
 from infill_aug.infill.backend import (
     InfillBackend,
@@ -23,7 +25,7 @@ from infill_aug.infill.backend import (
     SampleContext,
 )
 from infill_aug.infill.donor import DonorBackend, match_colors
-from infill_aug.infill.donor_pool import make_plate
+from infill_aug.infill.donor_pool import DonorPool, make_plate
 from infill_aug.infill.noise import fractal_noise
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.key import image_digest
@@ -458,6 +460,13 @@ def test_all_other_donors_are_used():
     assert {round((float(mean) * 255 - 49.5) / 20) for mean in means} == {0, 1, 2, 3}
 
 
+def test_of_the_crops_the_one_with_the_least_paint_is_taken():
+    grey, clean = torch.full((3, 8, 8), 90, dtype=torch.uint8), torch.zeros(1, 8, 8, dtype=torch.bool)
+    pool = DonorPool((("a", None, grey * 0, ~clean), ("b", None, grey, clean)))
+    draws = [pool.draw(np.random.default_rng(i), SampleContext("c", i), 8, 8) for i in range(20)]
+    assert sum(float(each.mean()) > 0.3 for each in draws) >= 18  # half of them with one try
+
+
 def test_other_class_takes_donors_of_another_class_only_and_says_what_is_missing():
     backend = DonorBackend(other_class=True)
     dark, bright = (torch.randint(low, low + 50, (3, 20, 24), dtype=torch.uint8) for low in (0, 200))
@@ -507,9 +516,11 @@ def test_a_plate_has_no_object_in_it_and_a_picture_that_is_all_object_has_no_pla
     image = torch.full((3, 40, 60), 30, dtype=torch.uint8)
     confidence = torch.zeros(1, 40, 60, dtype=torch.uint8)
     image[:, 10:25, 20:45], confidence[:, 10:25, 20:45] = 255, 255
-    assert (make_plate(image, confidence).int() - 30).abs().max() <= 1
+    plate, painted = make_plate(image, confidence)
+    assert (plate.int() - 30).abs().max() <= 1
+    assert torch.equal(painted, dilate(confidence[None] > 0, 1)[0])
     assert make_plate(image, torch.full_like(confidence, 255)) is None
-    large = make_plate(torch.zeros(3, 600, 300, dtype=torch.uint8), torch.zeros(1, 600, 300, dtype=torch.uint8))
+    large, _ = make_plate(torch.zeros(3, 600, 300, dtype=torch.uint8), torch.zeros(1, 600, 300, dtype=torch.uint8))
     assert large.shape == (3, 256, 128)
 
 

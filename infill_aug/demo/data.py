@@ -277,7 +277,7 @@ def swap_backgrounds(split: Split, source: MaskConfidence | CentreConfidence, se
     swapped = []
     for image, keep, label in zip(split.images, solid, split.labels, strict=True):
         others = [
-            plate
+            plate[0]
             for plate, its in zip(plates, split.labels, strict=True)
             if plate is not None and int(its) != int(label)
         ]

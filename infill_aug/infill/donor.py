@@ -10,17 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infill_aug.checks import is_integer, is_number
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.masks import dilate
 from infill_aug.infill.backend import InfillBackend, InfillError, ModelConfig, PoolSample, SampleContext
-from infill_aug.infill.donor_pool import DonorPool, random_crop
+from infill_aug.infill.donor_pool import DonorPool
 
 
 class DonorBackend(InfillBackend):
     """Backgrounds of other training images, their own object removed first: real texture, no generator at all.
 
-    Each sample's seed picks a donor and a random crop of it, never of the image itself. The pool of donors is part of
-    the fingerprint: another pool gives other fills.
+    Each sample's seed picks a donor and a random crop of it, never of the image itself: of at most eight, the one in
+    which the least of the donor's own object was painted over. The pool of donors is part of the fingerprint: another
+    pool gives other fills.
 
     Args:
         other_class: take donors of another class than the image's only, so that a background that goes with a class
@@ -46,6 +48,7 @@ class DonorBackend(InfillBackend):
     """
 
     name = "donor"
+    version = 2
     may_be_flat = True
     cut_out = True
     stochastic = True
@@ -58,10 +61,10 @@ class DonorBackend(InfillBackend):
         pool_size: int = 256,
         object_above: float = 0.75,
     ) -> None:
-        if not 0 <= object_above <= 1:
-            raise ValueError(f"object_above must lie in 0..1, got {object_above}")
-        if pool_size < 1:
-            raise ValueError(f"pool_size must be 1 or more, got {pool_size}")
+        if not is_number(object_above, 0, 1):
+            raise ValueError(f"object_above must lie in 0..1, got {object_above!r}")
+        if not is_integer(pool_size, 1):
+            raise ValueError(f"pool_size must be 1 or more, got {pool_size!r}")
         super().__init__(other_class=other_class, color_match=color_match)
         self.pool_size = pool_size
         self.object_above = object_above
@@ -70,7 +73,7 @@ class DonorBackend(InfillBackend):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """``other_class`` is true or false, ``color_match`` lies in 0..1."""
         match, other = options["color_match"], options["other_class"]
-        if isinstance(match, bool) or not isinstance(match, int | float) or not 0 <= match <= 1:
+        if not is_number(match, 0, 1):
             raise ValueError(f"color_match must lie in 0..1, got {match!r}")
         if not isinstance(other, bool):
             raise ValueError(f"other_class must be true or false, got {other!r}")
@@ -94,8 +97,7 @@ class DonorBackend(InfillBackend):
         fills = []
         for picture, hole, sample in zip(image.cpu(), mask.cpu(), samples, strict=True):
             random = np.random.default_rng(sample.seed)
-            plate = self._pool.choose(random, sample, options["other_class"])
-            fill = random_crop(random, plate, picture.shape[-2], picture.shape[-1])
+            fill = self._pool.draw(random, sample, picture.shape[-2], picture.shape[-1], options["other_class"])
             fills.append(match_colors(fill, picture, hole, options["color_match"]))
         return torch.stack(fills).to(image.device)
 

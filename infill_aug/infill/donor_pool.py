@@ -16,8 +16,10 @@ from infill_aug.infill.backend import InfillError, PoolSample, SampleContext
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.key import digest, image_digest
 
-# Longest side of a plate in the pool: a fill is resized to its image anyway, and 256 plates of this size are 48 MB.
+# Longest side of a plate in the pool: a fill is resized to its image anyway, and 256 plates of this size are 64 MB.
 _PLATE_SIDE = 256
+# Crops that are looked at before the one with the least paint in it is taken: paint over an object shows.
+_TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class DonorPool:
     """Training images with their objects removed, by key and label.
 
     Args:
-        plates: key, label and ``(3, h, w)`` ``uint8`` picture of each.
+        plates: key, label, ``(3, h, w)`` ``uint8`` picture of each, and ``(1, h, w)`` bool where it is painted over.
         object_above: confidence, 0..1, above which a pixel counted as the object's.
 
     Example:
@@ -33,7 +35,7 @@ class DonorPool:
         False
     """
 
-    plates: tuple[tuple[str, object, Tensor], ...] = ()
+    plates: tuple[tuple[str, object, Tensor, Tensor], ...] = ()
     object_above: float = 0.75
 
     @classmethod
@@ -45,7 +47,7 @@ class DonorPool:
             object_above: confidence, 0..1, above which a pixel counts as the object's and is removed.
         """
         made = ((each, make_plate(each.image, each.confidence, object_above)) for each in samples)
-        return cls(tuple((each.key, each.label, plate) for each, plate in made if plate is not None), object_above)
+        return cls(tuple((each.key, each.label, *plate) for each, plate in made if plate is not None), object_above)
 
     def __bool__(self) -> bool:
         return bool(self.plates)
@@ -55,31 +57,53 @@ class DonorPool:
         """32 hex digits that change with the plates: the same pictures with other objects cut out are another pool."""
         if not self.plates:
             return ""
-        return digest(
-            [float(self.object_above), [[key, str(label), image_digest(plate)] for key, label, plate in self.plates]]
-        )
+        plates = [
+            [key, str(label), image_digest(torch.cat([plate, painted.to(torch.uint8)]))]
+            for key, label, plate, painted in self.plates
+        ]
+        return digest([float(self.object_above), plates])
 
-    def choose(self, random: np.random.Generator, sample: SampleContext, other_class: bool) -> Tensor:
-        """A donor for a sample, never the sample itself.
+    def draw(
+        self, random: np.random.Generator, sample: SampleContext, height: int, width: int, other_class: bool = False
+    ) -> Tensor:
+        """A crop of some donor for a sample, never of the sample itself: of a few, the one with the least paint in it.
 
         Args:
-            random: drawn from once.
+            random: the only source of randomness.
             sample: its key and label are looked at.
+            height: of the crop, pixels.
+            width: of the crop, pixels.
             other_class: donors of another label only.
 
         Returns:
-            ``(3, h, w)`` ``uint8``.
+            ``(3, height, width)`` float32 in 0..1.
 
         Raises:
             InfillError: there is none.
         """
+        donors = self._others(sample, other_class)
+        least, best = 2.0, None
+        for _ in range(_TRIES):
+            plate, painted = donors[int(random.integers(len(donors)))]
+            window = _window(random, plate, height, width)
+            share = float(painted[window].float().mean())
+            flip = random.random() < 0.5
+            if share < least:
+                least, best = share, plate[window].flip(-1) if flip else plate[window]
+            if share == 0:
+                break
+        assert best is not None
+        # Floating point: torchvision's uint8 kernel fails on pictures of one column.
+        return F.resize(best.float() / 255, [height, width], antialias=True)
+
+    def _others(self, sample: SampleContext, other_class: bool) -> list[tuple[Tensor, Tensor]]:
         if not self.plates:
             raise InfillError("there are no donors; call prepare(), or fill through build_cache")
         if other_class and sample.label is None:
             raise InfillError("other_class=True needs a label for every sample; this one has none")
         donors = [
-            plate
-            for key, label, plate in self.plates
+            (plate, painted)
+            for key, label, plate, painted in self.plates
             if key != sample.key and not (other_class and label == sample.label)
         ]
         if not donors:
@@ -88,10 +112,10 @@ class DonorPool:
                 f"none of the {len(self.plates)} donors is {kind}; "
                 "fill from a dataset that has such images, or raise pool_size"
             )
-        return donors[int(random.integers(len(donors)))]
+        return donors
 
 
-def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) -> Tensor | None:
+def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) -> tuple[Tensor, Tensor] | None:
     """The background of an image with its object removed and continued smoothly.
 
     Args:
@@ -100,7 +124,8 @@ def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) ->
         object_above: confidence, 0..1, above which a pixel is the object's.
 
     Returns:
-        ``(3, h, w)`` ``uint8``, at most 256 pixels on the longer side; ``None`` where nothing is background.
+        ``(3, h, w)`` ``uint8``, at most 256 pixels on the longer side, and ``(1, h, w)`` bool, true where it is painted
+        over; ``None`` where nothing is background.
 
     Example:
         >>> import torch
@@ -115,19 +140,15 @@ def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) ->
     inside = dilate(inside[None], max(1, max(size) // 64))
     if bool(inside.all()):
         return None
-    return (push_pull(small[None], inside)[0] * 255).round().to(torch.uint8)
+    return (push_pull(small[None], inside)[0] * 255).round().to(torch.uint8), inside[0]
 
 
-def random_crop(random: np.random.Generator, plate: Tensor, height: int, width: int) -> Tensor:
-    """A crop of the plate with the wanted aspect, 60 to 100 % of the largest one, mirrored half of the time."""
+def _window(random: np.random.Generator, plate: Tensor, height: int, width: int) -> tuple[slice, slice, slice]:
+    """A window of the plate with the wanted aspect, 60 to 100 % of the largest one."""
     full_height, full_width = plate.shape[-2:]
     scale = min(full_height / height, full_width / width) * random.uniform(0.6, 1.0)
     crop_height = min(full_height, max(1, round(height * scale)))
     crop_width = min(full_width, max(1, round(width * scale)))
     top = int(random.integers(full_height - crop_height + 1))
     left = int(random.integers(full_width - crop_width + 1))
-    crop = plate[:, top : top + crop_height, left : left + crop_width]
-    if random.random() < 0.5:
-        crop = crop.flip(-1)
-    # Floating point: torchvision's uint8 kernel fails on pictures of one column.
-    return F.resize(crop.float() / 255, [height, width], antialias=True)
+    return slice(None), slice(top, top + crop_height), slice(left, left + crop_width)
