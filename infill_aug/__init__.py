@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     from infill_aug.dynamic_mask import generate_dynamic_mask as generate_dynamic_mask
     from infill_aug.infill import list_backends as list_backends
     from infill_aug.infill import load_backend as load_backend
+    from infill_aug.infill.backend import BackendUnavailableError as BackendUnavailableError
     from infill_aug.infill.backend import InfillBackend as InfillBackend
     from infill_aug.infill.backend import InfillError as InfillError
     from infill_aug.infill.backend import ModelConfig as ModelConfig
     from infill_aug.infill.backend import PartialInfillError as PartialInfillError
+    from infill_aug.infill.gate import QualityGate as QualityGate
+    from infill_aug.infill.outpaint import outpaint as outpaint
     from infill_aug.lit.callback import AdaptiveThreshold as AdaptiveThreshold
     from infill_aug.lit.datamodule import InfillDataModule as InfillDataModule
     from infill_aug.lit.learn import LearnedProfile as LearnedProfile
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
 
 _CONTENTS = {
     "AdaptiveThreshold": "lit.callback",
+    "BackendUnavailableError": "infill.backend",
     "BoxConfidence": "confidence.sources",
     "BuildEstimate": "cache.report",
     "BuildReport": "cache.report",
@@ -83,6 +87,7 @@ _CONTENTS = {
     "PointConfidence": "confidence.points",
     "ProcessedImage": "process",
     "ProportionalLaw": "threshold",
+    "QualityGate": "infill.gate",
     "QualityReport": "confidence.quality_report",
     "TaskDescriptor": "descriptor",
     "TaskProfile": "profile",
@@ -97,6 +102,7 @@ _CONTENTS = {
     "list_teachers": "confidence.teachers",
     "load_backend": "infill",
     "load_teacher": "confidence.teachers",
+    "outpaint": "infill.outpaint",
     "process_image": "process",
     "source_from_profile": "confidence.from_profile",
 }

@@ -2,9 +2,9 @@
 
     python recipes/bench_infill_quality.py --pets FOLDER --images FOLDER --masks FOLDER --output outputs/quality
 
-FOLDERs: one that holds ``oxford-iiit-pet`` (test split filled, training split for donors), and pictures with masks of
-objects (half of them filled, half for donors). All but the object is filled. Prints, for each backend, the area under
-the ROC curve (0.5: not to be told apart), PSNR in the hole, and milliseconds a picture; saves a grid of fills.
+FOLDERs: one that holds ``oxford-iiit-pet`` (test split filled, half of the training split for donors), and pictures
+with masks of objects (half of them filled, half for donors). All but the object is filled. Prints, for each backend,
+the area under the ROC curve (0.5: not to be told apart), PSNR in the hole, and milliseconds a picture; saves a grid.
 """
 
 import argparse
@@ -54,19 +54,17 @@ def sets(options):
         read(test, CORE, options.size, range(len(test))),
         read(folder, MASK, options.size, range(0, len(folder), 2)),
     ]
-    donors = [
-        read(trained, WHOLE, options.size, range(0, len(trained), 2)),
-        read(folder, MASK, options.size, range(1, len(folder), 2)),
-    ]
     images, maps = (torch.cat(parts) for parts in zip(*filled, strict=True))
     # Only what is surely the object is kept, less its rim, which holds a trace of the background.
     holes = dilate(maps <= 0.9, max(1, options.size // 64))
     share = holes.float().mean(dim=(1, 2, 3))
     used = (share >= SHARES[0]) & (share <= SHARES[1])
-    pool = [
-        PoolSample(f"donor {i}", image, (confidence > 0.02).to(torch.uint8) * 255)
-        for i, (image, confidence) in enumerate(zip(*(torch.cat(p) for p in zip(*donors, strict=True)), strict=True))
-    ]
+    pool = []
+    for dataset, source, first in ((trained, WHOLE, 0), (folder, MASK, 1)):
+        for index in range(first, len(dataset), 2):
+            image, target = split_sample(dataset[index], None)
+            objects = (source(image, target) > 0.02).to(torch.uint8) * 255
+            pool.append(PoolSample(f"donor {len(pool)}", image, objects))
     return images[used], holes[used], pool
 
 

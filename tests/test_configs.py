@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,9 @@ from infill_aug.confidence.network import NetworkConfidence
 from infill_aug.config import instantiate, register
 from infill_aug.demo.data import DemoData
 from infill_aug.infill import InfillBackend
+from infill_aug.infill.diffusers.backend import DiffusersBackend
+from infill_aug.infill.pipeline import InfillPipeline
+from infill_aug.infill.single_pass import SinglePassInfiller
 from infill_aug.samples import split_sample
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,8 +37,11 @@ GROUPS = (
 # Groups whose files do not go where their folder says.
 PACKAGES = {"backend": "infills.backend", "data": "_global_", "experiment": "_global_"}
 MODES = ("build", "confidence", "train", "infiller")
+# Models that are no classifiers.
+INFILLERS = ("model/diffusion", "model/gan")
 # What a file leaves to its users, as they give it on the command line.
 GIVEN = {
+    "backend/diffusers": ["infills.backend.model=folder"],
     "backend/gan": ["infills.backend.weights=lama.pt"],
     "pictures/coco": ["pictures.images={imagefolder}/a", "pictures.annotations={coco}"],
     "pictures/folder": ["pictures.folder={imagefolder}"],
@@ -139,8 +146,11 @@ def check_backend(cfg, tmp_path):
 
 def check_model(cfg, tmp_path):
     assert cfg.model.learning_rate > 0
-    network = instantiate(cfg.model.network).eval()
-    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    network = instantiate(cfg.model.network)
+    if "num_classes" not in cfg:  # an infiller, not a classifier
+        assert isinstance(network, InfillPipeline | SinglePassInfiller)
+        return
+    assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
 def check_augment(cfg, tmp_path):
@@ -210,7 +220,7 @@ def test_every_group_has_a_check_and_every_check_a_group():
 @every_file
 def test_every_file_composes_and_gives_working_objects(file, folders, tmp_path):
     group, _, option = file.rpartition("/")
-    mode = "confidence" if group in ("pictures", "source") else "train"
+    mode = "infiller" if file in INFILLERS else "confidence" if group in ("pictures", "source") else "train"
     name, overrides = (option, []) if not group else (mode, given(group, option, folders))
     cfg = small(compose(name, overrides, tmp_path), folders)
     assert not OmegaConf.missing_keys(cfg) - {"infills.dataset"}
@@ -233,6 +243,14 @@ def test_the_backend_is_chosen_by_name_and_nothing_of_the_other_stays(tmp_path):
     for name in MODES[::2]:
         cfg = compose(name, ["backend=push_pull"], tmp_path)
         assert cfg.infills.backend == {"_target_": "infill_aug.load_backend", "name": "push_pull"}
+
+
+def test_every_option_of_a_diffusers_backend_stands_in_its_file_with_the_default_that_it_has_in_python(tmp_path):
+    cfg = compose("build", ["backend=diffusers"], tmp_path)
+    options = {name: value for name, value in cfg.infills.backend.items_ex(False) if name not in ("_target_", "name")}
+    parameters = inspect.signature(DiffusersBackend).parameters.values()
+    assert options.pop("model") == "???"
+    assert options == {each.name: each.default for each in parameters if each.name != "model"}
 
 
 @pytest.mark.parametrize("option", ["coco", "digits", "masks"])

@@ -5,11 +5,12 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from tiny_networks import tiny_infiller
+
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill import BackendUnavailableError, SampleContext, load_backend
 from infill_aug.infill.backend import PoolSample
-from infill_aug.infill.diffusion import DiffusionBackend, add_detail, sizes
-from infill_aug.infill.pipeline import InfillPipeline, new_infiller
+from infill_aug.infill.diffusion import BUNDLED, DiffusionBackend, add_detail, sizes
 
 CAT = TaskDescriptor("pets", "cat")
 
@@ -18,8 +19,7 @@ CAT = TaskDescriptor("pets", "cat")
 def weights(tmp_path_factory):
     """A tiny untrained pipeline."""
     folder = tmp_path_factory.mktemp("weights") / "tiny"
-    torch.manual_seed(0)
-    InfillPipeline(*new_infiller(size=16, channels=(8, 16))).save_pretrained(folder)
+    tiny_infiller().save_pretrained(folder)
     return str(folder)
 
 
@@ -62,12 +62,15 @@ def test_detail_is_what_a_coarse_fill_cannot_hold():
     assert torch.equal(add_detail(fill, donors, (64, 64), 1.0), fill)
 
 
-def test_with_donors_a_fill_depends_on_them_and_without_them_it_begins_with_noise(weights):
+def test_with_donors_a_fill_depends_on_them_and_without_them_it_continues_what_is_visible(weights):
     image, mask, samples = request()
     plain, filled = DiffusionBackend(weights), DiffusionBackend(weights)
     filled.prepare(pool())
     fills = [each.generate_infill(image, mask, CAT, samples=samples) for each in (plain, filled)]
     assert not torch.equal(*fills)
+    dark = plain.generate_infill(image * 0.2, mask, CAT, samples=samples)
+    inside = mask.expand_as(image)
+    assert dark[inside].mean() < 0.7 * fills[0][inside].mean()
     assert plain.model_config(CAT).fingerprint() != filled.model_config(CAT).fingerprint()
     others = DiffusionBackend(weights)
     others.prepare(list(pool())[:2])
@@ -76,11 +79,29 @@ def test_with_donors_a_fill_depends_on_them_and_without_them_it_begins_with_nois
 
 def test_a_picture_is_never_its_own_donor(weights):
     backend = DiffusionBackend(weights)
+    own, other = list(pool(2))
+    bright, dark = (dataclasses.replace(each, image=each.image // 8 + up) for each, up in ((own, 200), (other, 0)))
+    backend.prepare([bright, dark])
+    for seed in range(6):
+        draws = backend._donors([SampleContext("donor 0", seed)], 40, 40, torch.device("cpu"))
+        assert draws.max() < 0.2
+
+
+def test_a_build_of_one_picture_has_no_donors_and_still_fills(weights):
+    backend = DiffusionBackend(weights)
     backend.prepare(list(pool())[:1])
     image, mask, _ = request()
-    samples = [SampleContext("donor 0", 1), SampleContext("else", 1)]
-    with pytest.raises(Exception, match=r"sample 0: .*other than the image itself"):
-        backend.generate_infill(image, mask, CAT, samples=samples)
+    fill = backend.generate_infill(image, mask, CAT, samples=[SampleContext("donor 0", i) for i in range(2)])
+    assert not torch.equal(fill, image)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_hole_too_thin_for_the_networks_size_is_filled_like_what_is_around_it(weights, strength):
+    image = torch.full((1, 3, 112, 112), 0.5)
+    mask = torch.zeros(1, 1, 112, 112, dtype=torch.bool)
+    mask[..., 50:52] = True
+    fill = DiffusionBackend(weights, strength=strength).generate_infill(image, mask, CAT)
+    assert (fill[mask.expand_as(fill)] - 0.5).abs().max() < 0.1
 
 
 def test_the_complexity_sets_the_steps_and_an_option_wins(weights):
@@ -94,8 +115,7 @@ def test_the_complexity_sets_the_steps_and_an_option_wins(weights):
 
 
 def test_other_weights_are_another_fingerprint(weights, tmp_path):
-    torch.manual_seed(5)
-    InfillPipeline(*new_infiller(size=16, channels=(8, 16))).save_pretrained(tmp_path)
+    tiny_infiller(seed=5).save_pretrained(tmp_path)
     prints = {DiffusionBackend(each).model_config(CAT).fingerprint() for each in (weights, str(tmp_path))}
     assert len(prints) == 2
 
@@ -111,7 +131,7 @@ def test_a_folder_without_weights_says_how_to_make_some(tmp_path):
     [
         ({"steps": 0}, "steps must be an integer in 1..50 or null, got 0"),
         ({"steps": True}, "steps must be"),
-        ({"strength": 0}, "strength must lie above 0 and up to 1, got 0"),
+        ({"strength": -0.1}, "strength must lie in 0..1 or be null, got -0.1"),
         ({"strength": 1.5}, "strength must lie"),
         ({"detail": -1}, "detail must lie in 0..1, got -1"),
         ({"pool_size": -1}, "pool_size must be an integer of 0 or more, got -1"),
@@ -122,7 +142,26 @@ def test_options_out_of_range_are_named(options, message):
         load_backend("diffusion", **options)
 
 
-def test_without_weights_the_error_says_that_none_are_bundled_yet():
-    image, mask, samples = request()
-    with pytest.raises(BackendUnavailableError, match=r"no bundled weights yet.*recipes/train_infiller\.py"):
-        DiffusionBackend().generate_infill(image, mask, CAT, samples=samples)
+def test_an_untouched_network_gives_the_donor_and_all_of_its_detail(weights, tmp_path):
+    from infill_aug.infill.pipeline import new_infiller
+
+    # What is not yet trained changes nothing, so each level has to hand the donor on as it is.
+    new_infiller(size=16, channels=(8, 16)).save_pretrained(tmp_path)
+    image, mask, samples = request(48, 48)
+    smooth = [dataclasses.replace(each, image=each.image // 8 + 100) for each in pool()]
+    fills = []
+    for backend in (DiffusionBackend(str(tmp_path)), load_backend("donor")):
+        backend.prepare(smooth)
+        fills.append(backend.generate_infill(image, mask, CAT, samples=samples))
+    assert (fills[0] - fills[1]).abs().max() < 0.1
+    assert (fills[0] - fills[1]).abs().mean() < 0.02
+
+
+def test_the_bundled_weights_fill_within_the_limit_of_their_size():
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*")) < 20e6
+    image, mask, samples = request(64, 64)
+    backend = DiffusionBackend()
+    backend.prepare(pool(size=64))
+    fill = backend.generate_infill(image, mask, CAT, samples=samples)
+    assert torch.equal(fill[~mask.expand_as(fill)], image[~mask.expand_as(fill)])
+    assert fill[mask.expand_as(fill)].std() > 0.05

@@ -8,13 +8,17 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 pytest.importorskip("hydra")
 pytest.importorskip("lightning")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
+from infill_aug import TaskDescriptor, load_backend
 from infill_aug.confidence import ConfidenceEstimator, EstimatorConfidence, source_from_profile
 from infill_aug.profile import TaskProfile
 
@@ -193,6 +197,42 @@ def test_mistakes_in_a_training_of_confidence_are_named(setting, message, tmp_pa
     assert message in launch("train_confidence.py", *LEARNING[:3], setting, folder=tmp_path, code=1)
 
 
+# --- train_infiller.py ---
+
+FILLING = (
+    "pictures=digits", "pictures.data.limit=24", "pictures.data.size=32", "objects=source", "source=masks", "size=32",
+    "steps=3", "batch_size=4", "held=2", "hardware.accelerator=cpu", "hardware.precision=32-true",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "backend", "options"),
+    [
+        ((), "diffusion", {"weights": "outputs/infiller/pipeline"}),
+        (("model=gan", "objects=profile"), "gan", {"weights": "outputs/infiller/network.pt2", "multiple": 4}),
+    ],
+)
+def test_a_trained_infiller_fills_as_a_backend(settings, backend, options, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    output = launch("train_infiller.py", *FILLING, *settings, folder=tmp_path)
+    assert f"{options['weights']}: trained on 22 pictures" in output
+    assert (tmp_path / "outputs" / "infiller" / "grids" / "000003.png").is_file()
+    monkeypatch.chdir(tmp_path)
+    image, mask = torch.rand(1, 3, 32, 32), torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    mask[..., 8:24, 8:24] = True
+    fill = load_backend(backend, **options).generate_infill(image, mask, TaskDescriptor("demo", "digit"))
+    assert torch.equal(fill[~mask.expand_as(fill)], image[~mask.expand_as(fill)])
+    assert not torch.equal(fill, image)
+
+
+def test_an_infiller_goes_on_from_a_trained_one_and_an_unknown_model_is_named(tmp_path):
+    pytest.importorskip("diffusers")
+    launch("train_infiller.py", *FILLING, "output=first", folder=tmp_path)
+    launch("train_infiller.py", *FILLING, "output=second", "start=first/pipeline", folder=tmp_path)
+    assert (tmp_path / "second" / "pipeline" / "model_index.json").is_file()
+    assert "lama" in launch("train_infiller.py", *FILLING, "model=lama", folder=tmp_path, code=1)
+
+
 # --- plain_torch.py ---
 
 NEITHER = "import sys; sys.modules['lightning'] = sys.modules['hydra'] = None"
@@ -210,9 +250,6 @@ def test_the_loop_by_hand_runs_without_lightning_and_hydra(workers, tmp_path):
 
 
 def test_the_loop_by_hand_takes_a_folder_of_pictures(tmp_path):
-    import numpy as np
-    from PIL import Image
-
     random = np.random.default_rng(0)
     for i in range(20):
         path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
@@ -221,6 +258,20 @@ def test_the_loop_by_hand_takes_a_folder_of_pictures(tmp_path):
     arguments = ("--folder", "pictures", "--store", "store", "--size", "32", "--epochs", "1")
     assert "16 images" in launch("plain_torch.py", *arguments, folder=tmp_path)
     assert (tmp_path / "store" / "STORE.json").is_file()
+
+
+def test_fills_are_drawn_side_by_side(tmp_path):
+    pytest.importorskip("diffusers")
+    for i in range(4):
+        path = tmp_path / "pictures" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture = np.random.default_rng(i).integers(0, 256, (70, 80, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(path)
+    arguments = ("--data", "pictures", "--size", "64", "--count", "3", "--profile", "centre_prior")
+    output = launch("draw_infills.py", *arguments, folder=tmp_path)
+    assert "the pictures, their holes, push_pull, telea, noise, donor, diffusion" in output
+    with Image.open(tmp_path / "outputs" / "infills.png") as drawn:
+        assert drawn.size == (3 * 66 + 2, 7 * 66 + 2)
 
 
 def test_the_cost_of_a_fill_is_printed_arm_by_arm_and_the_backend_beats_the_script(tmp_path):

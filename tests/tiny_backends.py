@@ -4,8 +4,6 @@ import functools
 import tempfile
 from pathlib import Path
 
-import torch
-
 # Backends that send pictures away: tests/test_infill_cloud.py has the services that they need.
 CLOUD = ("http", "huggingface", "openai")
 # Backends that are ready without weights.
@@ -21,11 +19,9 @@ def tiny_options(name):
 
         return {"model": tiny_pipeline(folder, "sd_inpaint"), "size": 16, "steps": 1}
     if name == "diffusion":
-        from infill_aug.infill.pipeline import InfillPipeline, new_infiller
+        from tiny_networks import tiny_infiller
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            InfillPipeline(*new_infiller(size=16, channels=(8, 16))).save_pretrained(folder)
+        tiny_infiller().save_pretrained(folder)
         return {"weights": str(folder)}
     if name == "mae":
         from tiny_networks import tiny_vitmae

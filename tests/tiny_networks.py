@@ -75,3 +75,14 @@ def tiny_exported(path, **options):
     program = torch.export.export(TinyInpainter(**options), images, dynamic_shapes=(free, free))
     torch.export.save(program, str(path))
     return str(path)
+
+
+def tiny_infiller(seed=0, channels=(8, 16)):
+    """An infiller of 16 pixels with random weights, the last layer's too, which are zero in a new one."""
+    from infill_aug.infill.pipeline import new_infiller
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = new_infiller(size=16, channels=channels)
+        pipeline.unet.conv_out.reset_parameters()
+    return pipeline

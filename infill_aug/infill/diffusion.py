@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,31 +14,42 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from infill_aug.checkpoint import Checkpoint
+from infill_aug.checks import is_integer, is_number
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.infill.backend import BackendUnavailableError, ModelConfig, PoolSample, SampleContext
-from infill_aug.infill.donor_pool import DonorPool, random_crop
+from infill_aug.infill.donor_pool import DonorPool
 from infill_aug.infill.network import NetworkBackend
+from infill_aug.infill.push_pull import push_pull
 from infill_aug.infill.visible import resize_visible
 
 # Network evaluations by the descriptor's complexity.
 _STEPS = {"low": 2, "medium": 4, "high": 8}
-# How much of a coarse fill is turned into noise when the next finer size takes it over.
+# How much of a coarse fill, at most, is turned into noise when the next finer size takes it over.
 _REFINE = 0.4
+# Strength where there are no donors: a smooth continuation has no detail to keep, and noise becomes some.
+_UNAIDED = 0.1
+# The weights that ship with the package.
+BUNDLED = Path(__file__).parents[1] / "weights" / "infiller"
 # A picture longer than this, in its shorter sides, is squeezed.
 _MOST_ASPECT = 2
 
 
 class DiffusionBackend(NetworkBackend):
-    """Small diffusion model on pixels: no text, no downloads, a few steps on a CPU.
+    """Small diffusion model on pixels: no text, no downloads, one to a few steps on a CPU.
 
-    It fills at its own size of 64 pixels, takes that over at twice the size, and adds the fine detail of a donor,
-    another training picture. Where the build offers no other pictures, it begins with noise and adds no detail.
+    It begins with a donor, the background of another training picture, and makes it go with what is kept, where the
+    donor has structure; as image-to-image diffusion does (Meng et al., SDEdit, 2022), with little or no noise. It works
+    at its own size and at twice that; what is finer comes from the donor. Where the build offers no other pictures, it
+    begins with a smooth continuation of what is kept, and shows it.
 
     Args:
-        weights: folder that ``recipes/train_infiller.py`` wrote, or any ``InfillPipeline``. There are no bundled ones
-            yet.
-        steps: network evaluations, 1 or more; by default 2, 4 or 8 by the descriptor's complexity.
-        strength: 0..1, how far a fill departs from the donor that it begins with; at 1 it begins with noise.
+        weights: folder that ``recipes/train_infiller.py`` wrote, or any ``InfillPipeline``; or a ``DDPMPipeline`` or
+            ``DDIMPipeline`` of diffusers that makes pictures of pixels without classes, whose network then runs three
+            times a step, see ``RePaint``. ``None``: the bundled ones, of pets and scenery.
+        steps: network evaluations from noise, 1..50, of which the share ``strength`` is made, at least one; by
+            default 2, 4 or 8 by the descriptor's complexity.
+        strength: 0..1, how much of what a fill begins with is turned into noise; at 1 it begins with noise.
+            ``None``: 1 for a model that never saw holes; for others 0, and 0.1 without donors.
         detail: 0..1, how much of the donor's fine detail is added at sizes that the network does not reach.
         pool_size: training pictures to take donors from, 0 or more.
 
@@ -49,6 +61,8 @@ class DiffusionBackend(NetworkBackend):
     """
 
     name = "diffusion"
+    may_be_flat = True  # as a donor may
+    cut_out = True
     stochastic = True
     max_batch = 32
 
@@ -56,30 +70,31 @@ class DiffusionBackend(NetworkBackend):
         self,
         weights: str | None = None,
         steps: int | None = None,
-        strength: float = 0.6,
+        strength: float | None = None,
         detail: float = 1.0,
         pool_size: int = 256,
     ) -> None:
-        if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 0:
+        if not is_integer(pool_size, 0):
             raise ValueError(f"pool_size must be an integer of 0 or more, got {pool_size!r}")
         super().__init__(steps=steps, strength=strength, detail=detail)
-        self.weights = Checkpoint(weights) if weights is not None else None
+        self.weights = Checkpoint(str(BUNDLED) if weights is None else weights)
         self.pool_size = pool_size
         self._pool = DonorPool()
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """``steps`` is 1 or more or null, ``strength`` lies above 0 and up to 1, ``detail`` in 0..1."""
-        steps, strength, detail = options["steps"], options["strength"], options["detail"]
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 50):
-            raise ValueError(f"steps must be an integer in 1..50 or null, got {steps!r}")
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
-            raise ValueError(f"strength must lie above 0 and up to 1, got {strength!r}; at 1 a fill begins with noise")
-        if isinstance(detail, bool) or not isinstance(detail, int | float) or not 0 <= detail <= 1:
-            raise ValueError(f"detail must lie in 0..1, got {detail!r}")
+        """``steps`` is in 1..50 or null, ``strength`` in 0..1 or null, ``detail`` in 0..1."""
+        if options["steps"] is not None and not is_integer(options["steps"], 1, 50):
+            raise ValueError(f"steps must be an integer in 1..50 or null, got {options['steps']!r}")
+        if options["strength"] is not None and not is_number(options["strength"], 0, 1):
+            raise ValueError(f"strength must lie in 0..1 or be null, got {options['strength']!r}")
+        if not is_number(options["detail"], 0, 1):
+            raise ValueError(f"detail must lie in 0..1, got {options['detail']!r}")
 
     def prepare(self, pool: Iterable[PoolSample]) -> None:
         """Keep the backgrounds of training pictures as donors."""
-        self._pool = DonorPool.of(pool)
+        donors = DonorPool.of(pool)
+        # A picture is no donor for itself.
+        self._pool = donors if len({key for key, *_ in donors.plates}) > 1 else DonorPool()
 
     def model_config(self, descriptor: TaskDescriptor) -> ModelConfig:
         """Options with the steps that the complexity stands for; weights and donors as model and revision."""
@@ -89,7 +104,7 @@ class DiffusionBackend(NetworkBackend):
         return dataclasses.replace(
             config,
             options=tuple(sorted(options.items())),
-            model=str(self.weights.identity["checkpoint"]) if self.weights is not None else "",
+            model=str(self.weights.identity["checkpoint"]),
             revision=self._pool.digest,
         )
 
@@ -99,11 +114,6 @@ class DiffusionBackend(NetworkBackend):
         Raises:
             BackendUnavailableError: the folder holds no such pipeline.
         """
-        if self.weights is None:
-            raise BackendUnavailableError(
-                "backend 'diffusion' has no bundled weights yet: train some on your pictures with "
-                "recipes/train_infiller.py, and give their folder as option 'weights'"
-            )
         try:
             pipelines = importlib.import_module("infill_aug.infill.pipeline")
         except ImportError as error:
@@ -121,32 +131,26 @@ class DiffusionBackend(NetworkBackend):
         options = dict(config.options)
         height, width = image.shape[-2:]
         donors = self._donors(samples, height, width, image.device)
-        # Seeds of their own: the donor's crop and the noise must not go together.
+        default = network.strength if donors is not None else max(network.strength, _UNAIDED)
+        strength = default if options["strength"] is None else float(options["strength"])
+        # Generators of their own: the donor's crop and the noise must not go together.
         generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
-        fill, base = None, network.size
-        for size in sizes(height, width, base):
+        fill = None
+        for size in sizes(height, width, network.size, network.cell):
             small, hole = resize_visible(image, mask, size)
-            if fill is not None:
-                begin, strength = _to(fill, size), _REFINE
-            elif donors is not None and options["strength"] < 1:
-                begin, strength = _to(donors, size), float(options["strength"])
+            if fill is None:
+                start = None if strength == 1 else push_pull(small, hole) if donors is None else _to(donors, size)
             else:
-                begin, strength = None, 1.0
-            fill = network(small, hole, generators, steps=options["steps"], start=begin, strength=strength)
+                start, strength = _enlarge(fill, size, donors, options["detail"]), min(strength, _REFINE)
+            fill = network(small, hole, generators, steps=options["steps"], start=start, strength=strength)
+            fill = _outward(fill, hole, start)
         assert fill is not None
-        full = _to(fill, (height, width))
-        if donors is not None and options["detail"] > 0:
-            full = add_detail(full, donors, fill.shape[-2:], options["detail"])
-        return full.clamp(0, 1)
+        return _enlarge(fill, (height, width), donors, options["detail"]).clamp(0, 1)
 
     def _donors(self, samples: Sequence[SampleContext], height: int, width: int, device: torch.device) -> Tensor | None:
         if not self._pool:
             return None
-        crops = []
-        for sample in samples:
-            random = np.random.default_rng(sample.seed)
-            plate = self._pool.choose(random, sample, False)
-            crops.append(random_crop(random, plate, height, width))
+        crops = [self._pool.draw(np.random.default_rng(sample.seed), sample, height, width) for sample in samples]
         return torch.stack(crops).to(device)
 
 
@@ -190,6 +194,18 @@ def add_detail(fill: Tensor, donors: Tensor, coarse: Sequence[int], strength: fl
         return fill
     fine = donors - _to(_to(donors, size), (fill.shape[-2], fill.shape[-1]))
     return fill + strength * fine
+
+
+def _outward(fill: Tensor, hole: Tensor, start: Tensor | None) -> Tensor:
+    """A fill with its change of the start continued over what is visible, whose colours would bleed when enlarged."""
+    base = torch.zeros_like(fill) if start is None else start
+    # A hole too thin for this size has nothing to continue: what is visible is the fill.
+    return torch.where(hole.any(dim=(2, 3), keepdim=True), base + push_pull(fill - base, ~hole), fill)
+
+
+def _enlarge(fill: Tensor, size: tuple[int, int], donors: Tensor | None, detail: float) -> Tensor:
+    larger = _to(fill, size)
+    return larger if donors is None else add_detail(larger, _to(donors, size), fill.shape[-2:], detail)
 
 
 def _to(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,10 +13,14 @@ import torch.nn.functional as nnf
 from diffusers import DiffusionPipeline, LCMScheduler, UNet2DModel
 from torch import Tensor
 
-# Steps that the scheduler's time is divided into before a few of them are chosen.
-_FINE = 50
+from infill_aug.infill.repaint import RePaint, load_repaint
+
 # Standard deviation of pictures in -1..1.
 _SPREAD = 0.5
+# Variance of what a network may change where there is no noise: a donor's rim and light.
+_MEND = 0.3
+# Mean fine structure, of pictures in -1..1, at which half of a network's change is taken over.
+_STRUCTURE = 0.04
 
 
 class InfillPipeline(DiffusionPipeline):
@@ -30,12 +34,15 @@ class InfillPipeline(DiffusionPipeline):
         scheduler: its noise schedule and timesteps are used.
 
     Example:
-        >>> pipeline = InfillPipeline(*new_infiller(size=16, channels=(8, 8)))
+        >>> pipeline = new_infiller(size=16, channels=(8, 8))
         >>> hole = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
         >>> hole[..., 4:8] = True
         >>> pipeline(torch.rand(1, 3, 16, 16), hole, [torch.Generator().manual_seed(0)]).shape
         torch.Size([1, 3, 16, 16])
     """
+
+    # Best with a donor to start from: it was trained to mend one as it is.
+    strength = 0.0
 
     def __init__(self, unet: UNet2DModel, scheduler: LCMScheduler) -> None:
         super().__init__()
@@ -45,6 +52,11 @@ class InfillPipeline(DiffusionPipeline):
     def size(self) -> int:
         """Side in pixels of the square that the network was trained on."""
         return int(self.unet.config.sample_size) * patch_of(self.unet)
+
+    @property
+    def cell(self) -> int:
+        """Sides that the network takes are multiples of this many pixels."""
+        return patch_of(self.unet) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def __call__(
@@ -65,34 +77,26 @@ class InfillPipeline(DiffusionPipeline):
             generators: one on the CPU for each sample: the only source of randomness.
             steps: network evaluations at full strength, 1 or more.
             start: ``(B, 3, H, W)`` in 0..1, a picture to begin with instead of noise.
-            strength: above 0 and up to 1: how much of ``start`` is turned into noise first; fewer steps follow.
+            strength: 0..1: share of the timesteps at which ``start`` is turned into noise, and of the
+                steps that follow; at 0 ``start`` is mended, and stays as it is where it is smooth.
 
         Returns:
             ``(B, 3, H, W)`` float32 in 0..1; visible pixels unchanged.
         """
-        scheduler = self.scheduler
-        begin = 0 if start is None else min(steps - 1, steps - math.ceil(steps * strength))
-        scheduler.set_timesteps(steps, device=image.device, original_inference_steps=max(_FINE, steps))
         known = image.float() * 2 - 1
-        noise = _noise(known, generators)
-        if start is None:
-            state = noise
-        else:
-            scheduler.set_begin_index(begin)
-            first = scheduler.timesteps[begin : begin + 1].expand(len(known))
-            state = scheduler.add_noise(start.float() * 2 - 1, noise, first)
-        clean = state
-        for time in scheduler.timesteps[begin:]:
-            alpha = scheduler.alphas_cumprod[time.cpu()].expand(len(known))
-            clean = predict(self.unet, state, known, mask, time.expand(len(known)), alpha.to(known))
-            state = _renoised(scheduler, clean, time, generators)
+        first, clean = (1.0, torch.zeros_like(known)) if start is None else (strength, start.float() * 2 - 1)
+        for time in _times(first, max(1, math.ceil(steps * first - 1e-6)), self.scheduler.config.num_train_timesteps):
+            times = torch.full((len(known),), time, device=known.device)
+            alpha = self.scheduler.alphas_cumprod[time].expand(len(known)).to(known)
+            state = self.scheduler.add_noise(clean, _noise(known, generators), times)
+            clean = predict(self.unet, state, known, mask, times, alpha)
+        if start is not None and strength == 0:
+            clean = mended(start.float() * 2 - 1, clean)
         return torch.where(mask, (clean / 2 + 0.5).clamp(0, 1), image.float())
 
 
-def new_infiller(
-    size: int = 64, patch: int = 2, channels: Sequence[int] = (48, 96, 144, 192)
-) -> tuple[UNet2DModel, LCMScheduler]:
-    """An untrained network and its scheduler.
+def new_infiller(size: int = 64, patch: int = 2, channels: Sequence[int] = (24, 48, 96, 144)) -> InfillPipeline:
+    """An untrained pipeline.
 
     Args:
         size: side in pixels of the pictures to train on.
@@ -100,9 +104,9 @@ def new_infiller(
         channels: of each level; attention at the last.
 
     Example:
-        >>> unet, scheduler = new_infiller(size=16, channels=(8, 8))
-        >>> patch_of(unet), scheduler.config.prediction_type
-        (2, 'sample')
+        >>> pipeline = new_infiller(size=16, channels=(8, 8))
+        >>> pipeline.size, patch_of(pipeline.unet)
+        (16, 2)
     """
     plain = len(channels) - 1
     unet = UNet2DModel(
@@ -116,8 +120,11 @@ def new_infiller(
         norm_num_groups=8,
         attention_head_dim=8 if channels[-1] < 64 else 32,
     )
+    # Begins by changing nothing, so that a donor is as good as it was from the first step on.
+    for parameter in unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
     scheduler = LCMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
-    return unet, scheduler
+    return InfillPipeline(unet, scheduler)
 
 
 def patch_of(unet: Any) -> int:
@@ -144,16 +151,36 @@ def predict(unet: Any, state: Tensor, known: Tensor, mask: Tensor, times: Tensor
     seen = torch.cat([torch.where(mask, state / scale, known / _SPREAD), mask.to(known.dtype)], dim=1)
     patch = patch_of(unet)
     change = nnf.pixel_shuffle(unet(nnf.pixel_unshuffle(seen, patch), times).sample, patch)
-    return alpha.sqrt() * (_SPREAD / scale) ** 2 * state + _SPREAD * (1 - alpha).sqrt() / scale * change
+    return alpha.sqrt() * (_SPREAD / scale) ** 2 * state + _SPREAD * (1 - alpha + _MEND).sqrt() / scale * change
 
 
-def _renoised(scheduler: Any, clean: Tensor, time: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next noisy state; after the last step the clean picture itself."""
-    place = int((scheduler.timesteps == time).nonzero()[0])
-    if place + 1 == len(scheduler.timesteps):
-        return clean
-    following = scheduler.timesteps[place + 1 : place + 2].expand(len(clean))
-    return scheduler.add_noise(clean, _noise(clean, generators), following)
+def mended(start: Tensor, clean: Tensor) -> Tensor:
+    """A start with the network's change where there is fine structure for it to hide in.
+
+    In a clear sky a network of this size would print its grid.
+
+    Args:
+        start: ``(B, 3, H, W)`` in -1..1.
+        clean: ``(B, 3, H, W)``, what the network made of it.
+
+    Example:
+        >>> smooth = torch.zeros(1, 3, 16, 16)
+        >>> bool((mended(smooth, smooth + 0.1) == smooth).all())
+        True
+    """
+    fine = (start - _mean(start, 3)).abs().mean(dim=1, keepdim=True)
+    around = _mean(fine, 7)
+    return start + around / (around + _STRUCTURE) * (clean - start)
+
+
+def _mean(image: Tensor, side: int) -> Tensor:
+    edge = side // 2
+    return nnf.avg_pool2d(nnf.pad(image, (edge, edge, edge, edge), mode="reflect"), side, stride=1)
+
+
+def _times(strength: float, steps: int, count: int) -> list[int]:
+    """Evenly spaced timesteps, from ``strength`` of all of them down towards the clean picture."""
+    return [max(0, round(strength * (1 - step / steps) * count) - 1) for step in range(steps)]
 
 
 def _noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -161,23 +188,28 @@ def _noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators]).to(like.device)
 
 
-def load_infiller(folder: str | Path, device: torch.device | str = "cpu") -> InfillPipeline:
+def load_infiller(folder: str | Path, device: torch.device | str = "cpu") -> InfillPipeline | RePaint:
     """A saved pipeline, frozen, in float32, whatever precision it was saved in.
 
     Args:
-        folder: as ``save_pretrained`` wrote it.
+        folder: as ``save_pretrained`` wrote it: an ``InfillPipeline``; or a ``DDPMPipeline`` or ``DDIMPipeline`` on
+            pixels without classes, which comes as ``RePaint``.
         device: where to.
 
     Raises:
         OSError: no such folder, or a file is missing.
-        ValueError: another kind of pipeline.
+        ValueError: another kind of pipeline, or of its parts.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise OSError(f"no model_index.json in {str(folder)!r}.")
     kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    if kind in ("DDPMPipeline", "DDIMPipeline"):
+        return load_repaint(folder, device)
     if kind != InfillPipeline.__name__:
-        raise ValueError(f"{str(folder)!r} is a {kind}, not an {InfillPipeline.__name__}.")
+        raise ValueError(
+            f"{str(folder)!r} is a {kind}, not an {InfillPipeline.__name__}, DDPMPipeline or DDIMPipeline."
+        )
     # Part by part: the pipeline's own loader shows a progress bar for two files.
     unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).float().to(device)
     scheduler = LCMScheduler.from_pretrained(folder / "scheduler")

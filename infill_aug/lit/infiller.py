@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as nnf
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.utils import save_image
@@ -21,52 +20,86 @@ from infill_aug.infill.infiller_training import (
     Discriminator,
     InfillerBatch,
     InfillerSet,
+    answer,
+    detail_loss,
     draw_batch,
     feature_loss,
     hinge,
     patch_weights,
     reconstruction_loss,
+    size_of,
 )
 from infill_aug.infill.pipeline import InfillPipeline, predict
+from infill_aug.infill.push_pull import push_pull
+from infill_aug.infill.single_pass import SinglePassInfiller
 from infill_aug.lit.averaging import averaged
 
+Model = TypeVar("Model", InfillPipeline, SinglePassInfiller)
+
 # Share of the steps that learn to reconstruct alone, before a discriminator has its say, and of those that slow down.
-_WARM, _DECAY = 0.06, 0.3
+_WARM, _DECAY = 0.01, 0.3
 _DECAY_OF_AVERAGE = 0.998
-# Weights of the adversarial loss and of the discriminator's features.
-_ADVERSARIAL, _FEATURES = 0.2, 0.6
-# Weight of what a donor has against what a picture has.
-_DONOR = 0.5
+# Weights of the distance of a discriminator's features, and of a donor's detail.
+_FEATURES, _DETAIL = 0.4, 0.5
 
 
 class InfillerModule(pl.LightningModule):
     """Trains a pipeline's network to see the clean picture in a noisy hole, and a discriminator against it.
 
-    The network learns at all noise levels, from the picture itself, from a donor's background and from a blurred copy,
-    so that a few steps do from noise, from a donor, and to add detail to a coarse fill. Its loss is that of adversarial
-    diffusion distillation (Sauer et al., 2023) without a teacher: reconstruction, a discriminator on the predicted
-    clean picture, and the distance of its features.
+    The network learns from a donor's background and from a smooth continuation, with little or no noise, and from the
+    picture itself with more. Its loss is that of adversarial diffusion distillation (Sauer et al., 2023) without a
+    teacher: reconstruction and the distance of a discriminator's features where the right answer is known, the distance
+    to a donor's own detail, and the discriminator's verdict.
 
     Args:
-        pipeline: what is trained, in place.
+        model: what is trained, in place.
         steps: optimiser steps of the whole training.
+        size: side in pixels of the pictures that it learns from.
         learning_rate: of AdamW, both networks'; linear decay over the last 30 %.
         width: channels of the discriminator's first level.
     """
 
-    def __init__(self, pipeline: InfillPipeline, steps: int, learning_rate: float = 4e-4, width: int = 48) -> None:
+    adversarial = 0.2
+
+    def __init__(self, model: Any, steps: int, size: int, learning_rate: float = 4e-4, width: int = 32) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.pipeline = (pipeline,)  # in a tuple: no submodule of its own
-        self.unet, self.discriminator = pipeline.unet, Discriminator(width)
-        self.steps, self.learning_rate, self.size = steps, learning_rate, pipeline.size
-        self.average = averaged(self.unet, _DECAY_OF_AVERAGE)
+        self.model = (model,)  # in a tuple: no submodule of its own
+        self.network, self.discriminator = self.trained(model), Discriminator(width)
+        self.steps, self.learning_rate, self.size = steps, learning_rate, size
+        self.average = averaged(self.network, _DECAY_OF_AVERAGE).requires_grad_(False)
         self._draw = torch.Generator().manual_seed(0)
 
+    @staticmethod
+    def trained(model: Any) -> nn.Module:
+        """The part of a model that learns."""
+        return cast(nn.Module, model.unet)
+
     @property
-    def averaged(self) -> InfillPipeline:
-        """The pipeline with averaged weights."""
-        return InfillPipeline(cast(Any, self.average.module), self.pipeline[0].scheduler)
+    def averaged(self) -> Any:
+        """The model with averaged weights."""
+        return InfillPipeline(cast(Any, self.average.module), self.model[0].scheduler)
+
+    def drawn(self, batch: Sequence[Tensor]) -> InfillerBatch:
+        """What one step learns from."""
+        images, objects, cores, plates = batch
+        return draw_batch(images, objects, cores, plates, self.size, self._draw)
+
+    def clean(self, drawn: InfillerBatch) -> Tensor:
+        """What the network makes of a batch, ``(B, 3, S, S)`` in about -1..1."""
+        shares = self.model[0].scheduler.alphas_cumprod.to(drawn.image)[drawn.times]
+        alpha = shares[:, None, None, None]
+        noise = torch.randn(drawn.image.shape, generator=self._draw).to(drawn.image)
+        state = alpha.sqrt() * drawn.start + (1 - alpha).sqrt() * noise
+        return predict(self.network, state, drawn.image, drawn.mask, drawn.times, shares)
+
+    def samples(self, image: Tensor, hole: Tensor, donors: Tensor) -> list[Tensor]:
+        """Fills to look at, ``(B, 3, S, S)`` in 0..1 each: from noise, a smooth continuation, and donors."""
+        rows = []
+        for start, strength in ((None, 1.0), (push_pull(image, hole), 0.0), (donors, 0.0)):
+            seeds = [torch.Generator().manual_seed(i) for i in range(len(image))]
+            rows.append(self.averaged(image, hole, seeds, start=start, strength=strength))
+        return rows
 
     @property
     def done(self) -> int:
@@ -79,29 +112,23 @@ class InfillerModule(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """One step of the discriminator and one of the network."""
-        images, objects, plates = batch
-        drawn = draw_batch(images, objects, plates, self.size, self._draw)
+        drawn = self.drawn(batch)
         ahead, behind = cast(Any, self.optimizers())
         done = self.done / self.steps
-        shares = self.pipeline[0].scheduler.alphas_cumprod.to(drawn.image)[drawn.times]
-        alpha = shares[:, None, None, None]
-        noise = torch.randn(drawn.image.shape, generator=self._draw).to(drawn.image)
-        state = alpha.sqrt() * drawn.start + (1 - alpha).sqrt() * noise
-        clean = predict(self.unet, state, drawn.image, drawn.mask, drawn.times, shares)
+        clean = self.clean(drawn)
         fill = torch.where(drawn.mask, clean, drawn.image)
-        taught = drawn.taught.float()
-        # A donor is to stay what it is, but for its rim, which has to go with what is visible.
-        inner = erode(drawn.mask, max(1, self.size // 16)).float() * _DONOR
-        wanted = torch.where(drawn.paired[:, None, None, None], drawn.image, drawn.start)
-        where = torch.where(drawn.paired[:, None, None, None], taught, inner)
+        taught, paired = drawn.taught.float(), drawn.paired[:, None, None, None].float()
+        # A donor is to stay what it is, but for its rim, which has to go with what is visible, and for smooth paint.
+        inner = erode(drawn.mask, max(1, self.size // 16)) & ~drawn.painted
+        detail = detail_loss(clean, drawn.start, inner * (1 - paired))
         if done < _WARM:
-            loss = reconstruction_loss(clean, wanted, where, 1.0, 1.0)
-            self._step(ahead, loss, self.unet)
+            loss = reconstruction_loss(clean, drawn.image, taught * paired, 1.0, 1.0) + detail
         else:
-            loss = self._against(drawn, fill, taught, behind)
-            self._step(ahead, loss + reconstruction_loss(clean, wanted, where), self.unet)
-        self.log("reconstruction", reconstruction_loss(clean.detach(), wanted, where, 1.0, 0.0), prog_bar=True)
-        self.average.update_parameters(self.unet)
+            loss = self._against(drawn, fill, taught, behind) + _DETAIL * detail
+            loss = loss + reconstruction_loss(clean, drawn.image, taught * paired)
+        self._step(ahead, loss, self.network)
+        self.log("detail", detail.detach(), prog_bar=True)
+        self.average.update_parameters(self.network)
 
     def _against(self, drawn: InfillerBatch, fill: Tensor, taught: Tensor, behind: Any) -> Tensor:
         """Train the discriminator, and give the loss that it means for the network."""
@@ -117,11 +144,13 @@ class InfillerModule(pl.LightningModule):
         self.log("discriminator", loss.detach(), prog_bar=True)
         self.discriminator.requires_grad_(False)
         with torch.no_grad():
-            _, wanted = self.discriminator(real_image, mask)
+            right = answer(drawn, fill.detach()) * change[:, :1] + change[:, 1:]
+            _, wanted = self.discriminator(right, mask)
         score, features = self.discriminator(fake_image, mask)
         self.discriminator.requires_grad_(True)
+        weights = weights * drawn.judged[:, None, None, None]
         adversarial = -(score.float() * weights).sum() / weights.sum().clamp(min=1)
-        return _ADVERSARIAL * adversarial + _FEATURES * feature_loss(features, wanted, drawn.paired)
+        return self.adversarial * adversarial + _FEATURES * feature_loss(features, wanted, drawn.paired)
 
     def _step(self, optimizer: Any, loss: Tensor, network: nn.Module) -> None:
         # Rising over the first steps, falling to nothing over the last.
@@ -136,9 +165,48 @@ class InfillerModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW for each network."""
         return [
-            torch.optim.AdamW(self.unet.parameters(), self.learning_rate, betas=(0.8, 0.99), weight_decay=1e-2),
+            torch.optim.AdamW(self.network.parameters(), self.learning_rate, betas=(0.8, 0.99), weight_decay=1e-2),
             torch.optim.AdamW(self.discriminator.parameters(), self.learning_rate, betas=(0.0, 0.99)),
         ]
+
+
+class SinglePassModule(InfillerModule):
+    """The same for a network of one pass, which learns from the picture itself alone, and whose fills are all judged.
+
+    Args:
+        model: what is trained, in place.
+        steps: optimiser steps of the whole training.
+        size: side in pixels of the pictures that it learns from.
+        learning_rate: of AdamW, both networks'; linear decay over the last 30 %.
+        width: channels of the discriminator's first level.
+    """
+
+    adversarial = 0.12
+
+    @staticmethod
+    def trained(model: Any) -> nn.Module:
+        """All of it learns."""
+        return cast(nn.Module, model)
+
+    @property
+    def averaged(self) -> Any:
+        """The network with averaged weights."""
+        return self.average.module
+
+    def drawn(self, batch: Sequence[Tensor]) -> InfillerBatch:
+        """Pictures and holes; no donors."""
+        drawn = super().drawn(batch)
+        every = torch.ones_like(drawn.paired)
+        return dataclasses.replace(drawn, start=drawn.image, paired=every, judged=every)
+
+    def clean(self, drawn: InfillerBatch) -> Tensor:
+        """What the network makes of a batch, ``(B, 3, S, S)`` in about -1..1."""
+        return cast(Tensor, self.network(drawn.image / 2 + 0.5, drawn.mask.float())) * 2 - 1
+
+    @torch.no_grad()
+    def samples(self, image: Tensor, hole: Tensor, donors: Tensor) -> list[Tensor]:
+        """The fill to look at, ``(B, 3, S, S)`` in 0..1."""
+        return [torch.where(hole, self.averaged(image, hole.float()).clamp(0, 1), image)]
 
 
 def _tint(count: int, generator: torch.Generator) -> Tensor:
@@ -149,11 +217,11 @@ def _tint(count: int, generator: torch.Generator) -> Tensor:
 
 
 class SampleGrids(pl.Callback):
-    """Saves fills of held-out pictures as PNG: the picture, its hole, from noise, from a donor.
+    """Saves the rows of ``sample_rows`` as PNG on the way.
 
     Args:
         folder: where to.
-        held: pictures that are not trained on.
+        held: pictures to fill.
         every: steps between two grids.
         count: pictures in a grid.
     """
@@ -166,43 +234,82 @@ class SampleGrids(pl.Callback):
         step = pl_module.done
         if trainer.is_global_zero and (step % self.every == 0 or step == pl_module.steps):
             self.folder.mkdir(parents=True, exist_ok=True)
-            rows = sample_rows(pl_module.averaged, self.held, self.count)
+            rows = sample_rows(pl_module, self.held, self.count)
             save_image(torch.cat(rows), self.folder / f"{step:06d}.png", nrow=self.count)
 
 
-def sample_rows(pipeline: InfillPipeline, held: InfillerSet, count: int) -> list[Tensor]:
-    """Pictures, their holes, fills from noise and from a donor: ``(count, 3, S, S)`` in 0..1 each."""
-    size = pipeline.size
+class Saves(pl.Callback):
+    """Saves the training every so many steps; Lightning's own counts the steps of each optimiser.
+
+    Args:
+        file: where to.
+        every: steps between two.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save where it is time to."""
+        if pl_module.done % self.every == 0 or pl_module.done == pl_module.steps:
+            trainer.save_checkpoint(self.file)
+
+
+class Draws(pl.LightningDataModule):
+    """Random pictures of a set, others on every device.
+
+    Args:
+        pictures: the set.
+        steps: batches.
+        batch_size: pictures in a batch.
+        seed: of the choice.
+    """
+
+    def __init__(self, pictures: InfillerSet, steps: int, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.pictures, self.steps, self.batch_size, self.seed = pictures, steps, batch_size, seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of images, objects, cores and plates."""
+        generator = torch.Generator().manual_seed(self.seed + cast(Any, self.trainer).global_rank)
+        count = self.steps * self.batch_size
+        sampler = RandomSampler(self.pictures, replacement=True, num_samples=count, generator=generator)
+        return DataLoader(self.pictures, self.batch_size, sampler=sampler, drop_last=True)
+
+
+def sample_rows(module: InfillerModule, held: InfillerSet, count: int) -> list[Tensor]:
+    """Pictures, their holes, and the module's fills: ``(count, 3, S, S)`` in 0..1 each."""
     images, things, plates = (
-        nnf.interpolate(part[:count].float().to(pipeline.device), size=size, mode="bilinear", antialias=True)
-        for part in (held.images, held.objects, held.plates)
+        nnf.interpolate(part[:count].float().to(module.device), size=module.size, mode="bilinear", antialias=True)
+        for part in (held.images, held.cores, held.plates)
     )
-    images, hole, donors = images / 255, things < 0.02, plates.roll(1, dims=0) / 255
-    rows = [images, images.masked_fill(hole, 0.5)]
-    for start, strength in ((None, 1.0), (donors, 0.6)):
-        seeds = [torch.Generator().manual_seed(i) for i in range(len(images))]
-        rows.append(pipeline(images, hole, seeds, start=start, strength=strength))
-    return rows
+    images, hole, donors = images / 255, things < 0.9, plates.roll(1, dims=0) / 255
+    # Something has to be visible, where there are no objects too.
+    middle = torch.zeros_like(hole)
+    low, high = module.size // 4, module.size - module.size // 4
+    middle[..., low:high, low:high] = True
+    hole = torch.where(hole.all(dim=(2, 3), keepdim=True), middle, hole)
+    return [images, images.masked_fill(hole, 0.5), *module.samples(images, hole, donors)]
 
 
 def fit_infiller(
-    pipeline: InfillPipeline,
+    model: Model,
     training: InfillerSet,
     *,
     steps: int = 10_000,
     batch_size: int = 16,
     learning_rate: float = 4e-4,
-    width: int = 48,
+    width: int = 32,
     held: InfillerSet | None = None,
     output: str | Path = "outputs/infiller",
     resume: bool = False,
     seed: int = 0,
     **trainer: Any,
-) -> InfillPipeline:
-    """Train a pipeline of diffusers to fill holes in pictures like those of a set.
+) -> Model:
+    """Train a pipeline of diffusers, or a network of one pass, to fill holes in pictures like those of a set.
 
     Args:
-        pipeline: untrained, or to be trained on.
+        model: untrained, or to be trained on.
         training: pictures, larger than the network's square.
         steps: optimiser steps.
         batch_size: pictures in a step, on each device.
@@ -215,31 +322,42 @@ def fit_infiller(
         trainer: arguments of Lightning's ``Trainer``: accelerator, devices, precision.
 
     Returns:
-        The pipeline with averaged weights, on the CPU, in evaluation mode.
+        The model with averaged weights, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: fewer pictures than a batch.
+        ValueError: fewer pictures than a batch; pictures read for another size than the pipeline's.
     """
     if len(training) < batch_size:
         raise ValueError(f"{len(training)} pictures are fewer than a batch of {batch_size}; lower batch_size")
+    size = size_of(training.images.shape[-1])
+    if isinstance(model, InfillPipeline) and model.size != size:
+        raise ValueError(
+            f"the pictures were read for {size} px, and the pipeline fills {model.size}; read them for that size"
+        )
     pl.seed_everything(seed)
-    module = InfillerModule(pipeline, steps, learning_rate, width)
-    sampler = RandomSampler(training, replacement=True, num_samples=steps * batch_size)
-    loader = DataLoader(training, batch_size, sampler=sampler, drop_last=True)
+    kind = SinglePassModule if isinstance(model, SinglePassInfiller) else InfillerModule
+    module = kind(model, steps, size, learning_rate, width)
+    module.train()  # a loaded model is in evaluation mode
     folder = Path(output)
-    callbacks: list[Any] = [
-        ModelCheckpoint(folder, save_last=True, every_n_train_steps=max(1, min(1000, steps // 5)), save_top_k=0)
-    ]
+    last = folder / "last.ckpt"
+    callbacks: list[Any] = [Saves(last, max(1, min(500, steps // 5)))]
     if held is not None:
         callbacks.append(SampleGrids(folder / "grids", held))
     settings = {"accelerator": "auto", "devices": 1, "logger": False, "enable_model_summary": False, **trainer}
-    runner = pl.Trainer(max_epochs=1, callbacks=callbacks, default_root_dir=folder, **cast(Any, settings))
-    last = folder / "last.ckpt"
+    if settings["devices"] != 1:
+        # Each step has a pass for either network, which leaves the other's weights out.
+        settings.setdefault("strategy", "ddp_find_unused_parameters_true")
+    runner = pl.Trainer(
+        max_epochs=1, callbacks=callbacks, default_root_dir=folder, enable_checkpointing=False,
+        use_distributed_sampler=False, **cast(Any, settings),
+    )  # fmt: skip
     with warnings.catch_warnings():
-        # The weights after the step are the ones to keep.
-        warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
         # Draws are independent: any are as good as those that would have come.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-        runner.fit(module, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=False)
-    unet = copy.deepcopy(cast(Any, module.average.module)).cpu().eval()
-    return InfillPipeline(unet, pipeline.scheduler)
+        runner.fit(
+            module, datamodule=Draws(training, steps, batch_size, seed),
+            ckpt_path=str(last) if resume and last.exists() else None, weights_only=False,
+        )  # fmt: skip
+    trained = module.averaged
+    module.trained(trained).requires_grad_(True).cpu().eval()
+    return cast(Model, trained)
