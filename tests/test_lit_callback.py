@@ -2,9 +2,6 @@ import csv
 import json
 import math
 import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tests_support import launch_ranks
 
 from infill_aug.lit.callback import AdaptiveThreshold
 from infill_aug.threshold import ConstantLaw, ProportionalLaw, ThresholdState
@@ -257,16 +255,7 @@ TWO_RANKS = """
 
 @pytest.mark.slow
 def test_ranks_that_measured_different_metrics_end_with_the_same_threshold(tmp_path):
-    script = tmp_path / "two_ranks.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    here = os.path.dirname(__file__)
-    search = os.pathsep.join([os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path), here],
-        env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=240,
-    )
+    launch_ranks(TWO_RANKS, tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert [entry["metric"] for entry in first] == pytest.approx([0.8, 0.8, 0.8, 0.4, 0.4, 0.8])

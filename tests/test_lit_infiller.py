@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-import textwrap
 from typing import ClassVar
 
 import pytest
@@ -9,6 +5,8 @@ import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("lightning")
+
+from tests_support import launch_ranks
 
 from infill_aug.infill.infiller_training import InfillerSet
 from infill_aug.infill.pipeline import new_infiller
@@ -95,14 +93,7 @@ TWO_RANKS = """
 
 @pytest.mark.slow
 def test_two_processes_train_one_network(tmp_path):
-    script = tmp_path / "two_ranks.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    here = os.path.dirname(__file__)
-    search = os.pathsep.join([os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path), here],
-        env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}, check=True, timeout=240,
-    )  # fmt: skip
+    launch_ranks(TWO_RANKS, tmp_path)
     assert done(tmp_path) == 6
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)

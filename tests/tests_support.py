@@ -1,6 +1,26 @@
-"""Pictures for the tests."""
+"""Pictures for the tests, and processes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import torch
+
+
+def launch_ranks(text: str, folder: Path) -> None:
+    """Run a script that Lightning launches again for each rank; it gets the folder and that of the tests."""
+    script = folder / "two_ranks.py"
+    script.write_text(textwrap.dedent(text))
+    here = os.path.dirname(__file__)
+    search = os.pathsep.join([os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, str(script), str(folder), here],
+        env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=240,
+    )
 
 
 def picture(seed: int, height: int = 24, width: int = 24) -> torch.Tensor:

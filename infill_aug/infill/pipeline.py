@@ -13,7 +13,7 @@ import torch.nn.functional as nnf
 from diffusers import DiffusionPipeline, LCMScheduler, UNet2DModel
 from torch import Tensor
 
-from infill_aug.infill.repaint import RePaint, load_repaint
+from infill_aug.infill.repaint import RePaint, load_repaint, load_unet
 
 # Standard deviation of pictures in -1..1.
 _SPREAD = 0.5
@@ -198,7 +198,7 @@ def load_infiller(folder: str | Path, device: torch.device | str = "cpu") -> Inf
 
     Raises:
         OSError: no such folder, or a file is missing.
-        ValueError: another kind of pipeline, or of its parts.
+        ValueError: another kind of pipeline, or of its parts; weights are missing.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
@@ -211,6 +211,6 @@ def load_infiller(folder: str | Path, device: torch.device | str = "cpu") -> Inf
             f"{str(folder)!r} is a {kind}, not an {InfillPipeline.__name__}, DDPMPipeline or DDIMPipeline."
         )
     # Part by part: the pipeline's own loader shows a progress bar for two files.
-    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).float().to(device)
+    unet = load_unet(folder / "unet", device)
     scheduler = LCMScheduler.from_pretrained(folder / "scheduler")
-    return InfillPipeline(unet.eval().requires_grad_(False), scheduler)
+    return InfillPipeline(unet, scheduler)

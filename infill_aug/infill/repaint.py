@@ -152,9 +152,22 @@ def load_repaint(folder: Path, device: torch.device | str = "cpu") -> RePaint:
             f"its scheduler is a {config.get('_class_name')}, which has no betas; allowed are DDPMScheduler, "
             "DDIMScheduler and others with a beta_schedule."
         )
-    network, notes = UNet2DModel.from_pretrained(unet, low_cpu_mem_usage=False, output_loading_info=True)
+    return RePaint(load_unet(unet, device), DDPMScheduler.from_config(config))
+
+
+def load_unet(folder: Path, device: torch.device | str = "cpu") -> UNet2DModel:
+    """A saved network, frozen, in float32.
+
+    Args:
+        folder: as ``save_pretrained`` wrote it.
+        device: where to.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: weights are missing.
+    """
+    network, notes = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False, output_loading_info=True)
     missing = sorted(notes["missing_keys"])
     if missing:
         raise ValueError(f"weights of its network are missing and would be random: {missing[:4]}.")
-    network = network.float().to(device).eval().requires_grad_(False)
-    return RePaint(network, DDPMScheduler.from_config(config))
+    return network.float().to(device).eval().requires_grad_(False)
