@@ -26,8 +26,6 @@ from infill_aug.infill.visible import resize_visible
 _STEPS = {"low": 2, "medium": 4, "high": 8}
 # How much of a coarse fill, at most, is turned into noise when the next finer size takes it over.
 _REFINE = 0.4
-# Strength where there are no donors: a smooth continuation has no detail to keep, and noise becomes some.
-_UNAIDED = 0.1
 # The weights that ship with the package.
 BUNDLED = Path(__file__).parents[1] / "weights" / "infiller"
 # A picture longer than this, in its shorter sides, is squeezed.
@@ -61,6 +59,7 @@ class DiffusionBackend(NetworkBackend):
     """
 
     name = "diffusion"
+    version = 2  # donors are drawn in another way
     may_be_flat = True  # as a donor may
     cut_out = True
     stochastic = True
@@ -131,7 +130,7 @@ class DiffusionBackend(NetworkBackend):
         options = dict(config.options)
         height, width = image.shape[-2:]
         donors = self._donors(samples, height, width, image.device)
-        default = network.strength if donors is not None else max(network.strength, _UNAIDED)
+        default = network.unaided if donors is None else network.strength
         strength = default if options["strength"] is None else float(options["strength"])
         # Generators of their own: the donor's crop and the noise must not go together.
         generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]

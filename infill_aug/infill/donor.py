@@ -20,9 +20,9 @@ from infill_aug.infill.donor_pool import DonorPool
 class DonorBackend(InfillBackend):
     """Backgrounds of other training images, their own object removed first: real texture, no generator at all.
 
-    Each sample's seed picks a donor and a random crop of it, never of the image itself: of at most eight, the one in
-    which the least of the donor's own object was painted over. The pool of donors is part of the fingerprint: another
-    pool gives other fills.
+    Each sample's seed picks a donor and a random crop of it, never of the image itself: of at most eight, one in which
+    little of the donor's own object was painted over and that need not be enlarged. The pool of donors is part of the
+    fingerprint: another pool gives other fills.
 
     Args:
         other_class: take donors of another class than the image's only, so that a background that goes with a class
@@ -48,7 +48,7 @@ class DonorBackend(InfillBackend):
     """
 
     name = "donor"
-    version = 2
+    version = 3
     may_be_flat = True
     cut_out = True
     stochastic = True

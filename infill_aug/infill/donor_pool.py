@@ -16,9 +16,9 @@ from infill_aug.infill.backend import InfillError, PoolSample, SampleContext
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.key import digest, image_digest
 
-# Longest side of a plate in the pool: a fill is resized to its image anyway, and 256 plates of this size are 64 MB.
-_PLATE_SIDE = 256
-# Crops that are looked at before the one with the least paint in it is taken: paint over an object shows.
+# Longest side of a plate in the pool: 256 plates of this size in 4:3 are 150 MB.
+_PLATE_SIDE = 512
+# Crops that are looked at before the best is taken: paint over an object shows, and so does a crop that is enlarged.
 _TRIES = 8
 
 
@@ -66,7 +66,7 @@ class DonorPool:
     def draw(
         self, random: np.random.Generator, sample: SampleContext, height: int, width: int, other_class: bool = False
     ) -> Tensor:
-        """A crop of some donor for a sample, never of the sample itself: of a few, the one with the least paint in it.
+        """A crop of some donor, never of the sample itself: of a few, one with little paint and fine detail.
 
         Args:
             random: the only source of randomness.
@@ -82,15 +82,15 @@ class DonorPool:
             InfillError: there is none.
         """
         donors = self._others(sample, other_class)
-        least, best = 2.0, None
+        least, best = 3.0, None
         for _ in range(_TRIES):
             plate, painted = donors[int(random.integers(len(donors)))]
             window = _window(random, plate, height, width)
-            share = float(painted[window].float().mean())
+            flaw = float(painted[window].float().mean()) + _missing(painted[window], height, width)
             flip = random.random() < 0.5
-            if share < least:
-                least, best = share, plate[window].flip(-1) if flip else plate[window]
-            if share == 0:
+            if flaw < least:
+                least, best = flaw, plate[window].flip(-1) if flip else plate[window]
+            if flaw == 0:
                 break
         assert best is not None
         # Floating point: torchvision's uint8 kernel fails on pictures of one column.
@@ -124,7 +124,7 @@ def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) ->
         object_above: confidence, 0..1, above which a pixel is the object's.
 
     Returns:
-        ``(3, h, w)`` ``uint8``, at most 256 pixels on the longer side, and ``(1, h, w)`` bool, true where it is painted
+        ``(3, h, w)`` ``uint8``, at most 512 pixels on the longer side, and ``(1, h, w)`` bool, true where it is painted
         over; ``None`` where nothing is background.
 
     Example:
@@ -141,6 +141,11 @@ def make_plate(image: Tensor, confidence: Tensor, object_above: float = 0.75) ->
     if bool(inside.all()):
         return None
     return (push_pull(small[None], inside)[0] * 255).round().to(torch.uint8), inside[0]
+
+
+def _missing(crop: Tensor, height: int, width: int) -> float:
+    """Share of the wanted detail that a crop has to be enlarged for, 0..1."""
+    return 1 - min(1.0, crop.shape[-2] / height, crop.shape[-1] / width)
 
 
 def _window(random: np.random.Generator, plate: Tensor, height: int, width: int) -> tuple[slice, slice, slice]:

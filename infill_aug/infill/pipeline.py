@@ -43,6 +43,8 @@ class InfillPipeline(DiffusionPipeline):
 
     # Best with a donor to start from: it was trained to mend one as it is.
     strength = 0.0
+    # A smooth continuation has no detail to keep, and noise becomes some.
+    unaided = 0.1
 
     def __init__(self, unet: UNet2DModel, scheduler: LCMScheduler) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ class RePaint:
     """
 
     # Never trained on holes: what a donor lacks it only adds with much noise.
-    strength = 1.0
+    strength = unaided = 1.0
     # Pictures are enlarged to whole cells of the network here, whatever the size.
     cell = 16
 

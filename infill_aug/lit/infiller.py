@@ -96,9 +96,10 @@ class InfillerModule(pl.LightningModule):
     def samples(self, image: Tensor, hole: Tensor, donors: Tensor) -> list[Tensor]:
         """Fills to look at, ``(B, 3, S, S)`` in 0..1 each: from noise, a smooth continuation, and donors."""
         rows = []
-        for start, strength in ((None, 1.0), (push_pull(image, hole), 0.0), (donors, 0.0)):
+        network = self.averaged
+        for start, strength in ((None, 1.0), (push_pull(image, hole), network.unaided), (donors, network.strength)):
             seeds = [torch.Generator().manual_seed(i) for i in range(len(image))]
-            rows.append(self.averaged(image, hole, seeds, start=start, strength=strength))
+            rows.append(network(image, hole, seeds, start=start, strength=strength))
         return rows
 
     @property
