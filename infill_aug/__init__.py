@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from infill_aug.lit.datamodule import InfillDataModule as InfillDataModule
     from infill_aug.lit.learn import LearnedProfile as LearnedProfile
     from infill_aug.lit.learn import learn_profile as learn_profile
+    from infill_aug.prefetch import Prefetcher as Prefetcher
     from infill_aug.process import ProcessedImage as ProcessedImage
     from infill_aug.process import process_image as process_image
     from infill_aug.profile import TaskProfile as TaskProfile
@@ -85,6 +86,7 @@ _CONTENTS = {
     "NetworkConfidence": "confidence.network",
     "PartialInfillError": "infill.backend",
     "PointConfidence": "confidence.points",
+    "Prefetcher": "prefetch",
     "ProcessedImage": "process",
     "ProportionalLaw": "threshold",
     "QualityGate": "infill.gate",

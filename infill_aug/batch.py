@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,20 @@ from infill_aug.functional.composite import composite
 from infill_aug.functional.masks import feather_mask, masked_share, threshold_mask
 from infill_aug.threshold import ThresholdState
 from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK
+
+
+class AugmentParams(NamedTuple):
+    """One draw of an ``InfillAugment``.
+
+    Args:
+        threshold: ``(B,)`` float32 in 0..1.
+        changed: ``(B,)`` bool, true where a sample is changed at all.
+        rows: ``(N,)`` which samples those are, in random order.
+    """
+
+    threshold: Tensor
+    changed: Tensor
+    rows: Tensor
 
 
 class InfillAugment(nn.Module):
@@ -23,10 +37,11 @@ class InfillAugment(nn.Module):
         * out: ``image`` in ``dtype``, normalised; ``mask`` ``(B, 1, H, W)`` bool, true where pixels were regenerated;
           ``infill`` and ``confidence`` are consumed
         * kept pixels equal the normalised original's bit for bit; the feather lies on the masked side
-        * draws come from torch's generator of the batch's device, one a sample, and never look at label or confidence:
-          else "filled" would itself become a clue to the class
+        * draws come from torch's global generators, how many samples are changed from the CPU's, all else from the
+          device's, and never look at label or confidence: else "filled" would itself become a clue to the class
+        * only the samples that are changed are varied; nothing waits for the device, and nothing grows over the steps
         * in ``eval`` mode the image is only normalised
-        * runs under ``no_grad`` and ``torch.compile``; no host synchronisation
+        * runs under ``no_grad``; ``compile()`` fuses what has one shape: mask, composite and normalisation
 
     Args:
         threshold: 0..1, higher masks more; or a ``ThresholdState`` that a feedback loop moves.
@@ -41,6 +56,7 @@ class InfillAugment(nn.Module):
         variation: module ``(infill, mask) -> infill`` on floating point in 0..1.
         normalize: mean and standard deviation, three numbers each, or ``None``.
         dtype: floating point dtype of the output image.
+        channels_last: lay the output image out with channels last, for a model that wants it so.
 
     Attributes:
         masked_share: mean share of regenerated pixels over the changed samples of the last batch, a scalar tensor on
@@ -72,6 +88,7 @@ class InfillAugment(nn.Module):
         variation: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
         dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         ranges = {"p": p, "jitter": jitter, "protect_above": protect_above or 0.0}
@@ -91,6 +108,7 @@ class InfillAugment(nn.Module):
         self.p, self.jitter, self.feather, self.protect_above = p, jitter, feather, protect_above
         self.variation = variation
         self.dtype = dtype
+        self.channels_last = channels_last
         self.masked_share: Tensor | None = None
         mean, std = normalize if normalize is not None else ((0.0,) * 3, (1.0,) * 3)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -129,44 +147,72 @@ class InfillAugment(nn.Module):
             raise ValueError(
                 f"{sizes} do not fit; give all three to the same geometric transforms, as v2 does with a dictionary"
             )
-        threshold, changed = self.make_params(image.shape[0], image.device)
-        augmented, mask = self.augment(image, infill, confidence, threshold, changed)
-        self.masked_share = masked_share(mask).sum() / changed.sum().clamp(min=1)
-        return {**rest, IMAGE: augmented, MASK: mask}
+        params = self.make_params(image.shape[0], image.device)
+        mask = self.make_mask(confidence, params.threshold, params.changed)
+        if self.variation is not None and len(params.rows):
+            infill = self.vary(infill, mask, params.rows)
+        self.masked_share = masked_share(mask).sum() / params.changed.sum().clamp(min=1)
+        return {**rest, IMAGE: self.mix(image, infill, mask), MASK: mask}
 
-    def make_params(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Draw each sample's threshold and whether it is changed: ``(count,)`` float32 and bool."""
+    def make_params(self, count: int, device: torch.device) -> AugmentParams:
+        """Draw each sample's threshold and whether it is changed.
+
+        Args:
+            count: samples.
+            device: of the batch.
+        """
         value = self.threshold.threshold if isinstance(self.threshold, ThresholdState) else self.threshold
         threshold = torch.full((count,), float(value), device=device)
         if self.jitter > 0:
             bounds = self.threshold.bounds if isinstance(self.threshold, ThresholdState) else (0.0, 1.0)
             threshold = (threshold + (2 * torch.rand(count, device=device) - 1) * self.jitter).clamp(*bounds)
-        changed = torch.rand(count, device=device) < self.p
-        return threshold, changed
+        # A draw for each sample would have its sum on the device only. How many is drawn here, which ones there: the
+        # same distribution, and the shapes are known without waiting.
+        wanted = int((torch.rand(count) < self.p).sum())
+        rows = torch.rand(count, device=device).argsort()[:wanted]
+        changed = torch.zeros(count, dtype=torch.bool, device=device).index_fill(0, rows, True)
+        return AugmentParams(threshold, changed, rows)
 
-    def augment(
-        self, image: Tensor, infill: Tensor, confidence: Tensor, threshold: Tensor, changed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Apply what was drawn; tensors in, tensors out: the part to compile.
-
-        Returns:
-            ``(B, 3, H, W)`` normalised image and ``(B, 1, H, W)`` bool mask.
-        """
+    def make_mask(self, confidence: Tensor, threshold: Tensor, changed: Tensor) -> Tensor:
+        """What is regenerated: ``(B, 1, H, W)`` bool."""
         protect_above = 1.0 if self.protect_above is None else self.protect_above
         mask = threshold_mask(confidence, threshold, mode=self.mode, protect_above=protect_above)
-        mask &= changed[:, None, None, None]
-        kept, fill = _unit(image), _unit(infill)
-        if self.variation is not None:
-            fill = self.variation(fill, mask.float())
-        mixed = composite(kept, fill.to(kept.dtype), feather_mask(mask, self.feather) if self.feather else mask)
-        return self.normalize(mixed), mask
+        return mask & changed[:, None, None, None]
+
+    def vary(self, infill: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        """The infill with some samples varied, in its own dtype; what is not finite stays as it was."""
+        assert self.variation is not None
+        plain = infill.index_select(0, rows)
+        varied = self.variation(_unit(plain), mask.index_select(0, rows).float())
+        if infill.dtype == torch.uint8:
+            varied = torch.where(varied.isfinite(), (varied.clamp(0, 1) * 255).round().to(torch.uint8), plain)
+        return infill.index_copy(0, rows, varied.to(infill.dtype))
+
+    def mix(self, image: Tensor, infill: Tensor, mask: Tensor) -> Tensor:
+        """Composite and normalise; tensors in, a tensor out."""
+        if not image.dtype == infill.dtype == torch.uint8:
+            image, infill = _unit(image), _unit(infill)
+        # In 8 bits where both come in them: a third of the bytes, and what is kept is only copied.
+        soft = feather_mask(mask, self.feather) if self.feather else mask
+        return self.normalize(composite(image, infill, soft))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what has one shape, with the arguments of ``torch.compile``; the variation stays as it is."""
+        self.__dict__["make_mask"] = torch.compile(self.make_mask, *args, **kwargs)
+        self.__dict__["mix"] = torch.compile(self.mix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, which no process can hand to another."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("make_mask", "mix")}
 
     def normalize(self, image: Tensor) -> Tensor:
         """``(B, 3, H, W)`` image, ``uint8`` or in 0..1, as normalised ``dtype``."""
         if self._statistics.device != image.device:
             self._statistics = self._statistics.to(image.device)
         mean, std = self._statistics
-        return ((_unit(image) - mean) / std).to(self.dtype)
+        unit = image.float() / 255 if image.dtype == torch.uint8 else image.to(torch.float32, copy=True)
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        return unit.sub_(mean).div_(std).to(self.dtype, memory_format=layout)
 
     def extra_repr(self) -> str:
         """What is printed of this module."""

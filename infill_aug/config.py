@@ -103,6 +103,7 @@ class InfillDataModuleConfig:
     recipe: str | None = None
     on_miss: str = "error"
     image_key: str | int | None = None
+    prefetch: bool = False
 
 
 @dataclass

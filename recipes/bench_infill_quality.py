@@ -3,8 +3,9 @@
     python recipes/bench_infill_quality.py --pets FOLDER --images FOLDER --masks FOLDER --output outputs/quality
 
 FOLDERs: one that holds ``oxford-iiit-pet`` (test split filled, half of the training split for donors), and pictures
-with masks of objects (half of them filled, half for donors). All but the object is filled. Prints, for each backend,
-the area under the ROC curve (0.5: not to be told apart), PSNR in the hole, and milliseconds a picture; saves a grid.
+with masks of objects (half of them filled, half for donors). All but the object is filled, with a hard edge, or with a
+soft one, as ``InfillAugment`` makes it (``--feather 2``). Prints, for each backend, the area under the ROC curve (0.5:
+not to be told apart), PSNR in the hole, and milliseconds a picture; saves a grid.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from torchvision.utils import save_image
 
 from infill_aug import MaskConfidence, TaskDescriptor, load_backend
 from infill_aug.confidence.folders import MaskFolder
-from infill_aug.functional.masks import dilate
+from infill_aug.functional.composite import composite
+from infill_aug.functional.masks import dilate, feather_mask
 from infill_aug.infill import SampleContext
 from infill_aug.infill.backend import PoolSample
 from infill_aug.infill.realism import two_sample_auc
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=BACKENDS)
     parser.add_argument("--weights", help="infiller for the backend diffusion")
     parser.add_argument("--seeds", type=int, default=3, help="classifiers for each half")
+    parser.add_argument("--feather", type=int, default=0, help="pixels; 2 is the default of InfillAugment")
     parser.add_argument("--output", default="outputs/quality")
     options = parser.parse_args()
     images, holes, pool = sets(options)
@@ -98,7 +101,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         filled = torch.cat(fills)
         error = (filled - images.float() / 255)[holes.expand_as(filled)].square().mean()
-        eight = (filled * 255).round().to(torch.uint8)
+        eight = composite(images, (filled * 255).round().to(torch.uint8), feather_mask(holes, options.feather))
         found = two_sample_auc(images, eight, seeds=options.seeds)
         rows.append(eight[:: max(1, len(images) // 16)][:16])
         print(

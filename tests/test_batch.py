@@ -56,7 +56,7 @@ def broken_infill(infill, mask):
     return torch.full_like(infill, torch.nan)
 
 
-VARIATIONS = {"none": None, "kornia": Variation(1.0, 1.0), "constant": constant_infill, "NaN": broken_infill}
+VARIATIONS = {"none": None, "varied": Variation(style=1.0, color=1.0, texture=1.0), "constant": constant_infill, "NaN": broken_infill}
 
 
 # --- what matters is kept bit for bit ---
@@ -183,8 +183,9 @@ def test_draws_do_not_look_at_the_batch_and_follow_the_seed():
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_thresholds_under_jitter_stay_within_0_and_1_and_within_the_jitter(threshold, jitter, seed):
     torch.default_generator.manual_seed(seed)
-    drawn, changed = InfillAugment(threshold, jitter=jitter).make_params(200, torch.device("cpu"))
+    drawn, changed, rows = InfillAugment(threshold, jitter=jitter).make_params(200, torch.device("cpu"))
     assert drawn.shape == changed.shape == (200,)
+    assert sorted(rows.tolist()) == changed.nonzero().flatten().tolist()
     assert changed.dtype == torch.bool
     assert ((drawn >= 0) & (drawn <= 1)).all()
     assert ((drawn - threshold).abs() <= jitter + 1e-6).all()
@@ -197,7 +198,7 @@ def test_each_sample_is_cut_at_its_own_threshold():
     given_batch = batch(6)
     augment = InfillAugment(0.5, p=1.0, jitter=0.4, protect_above=None)
     torch.manual_seed(1)
-    thresholds, _ = augment.make_params(6, torch.device("cpu"))
+    thresholds, *_ = augment.make_params(6, torch.device("cpu"))
     torch.manual_seed(1)
     assert torch.equal(augment(given_batch)["mask"], threshold_mask(given_batch["confidence"], thresholds))
     assert len(thresholds.unique()) == 6
@@ -316,7 +317,7 @@ def test_collated_samples_of_tv_tensors_are_a_batch():
     assert torch.equal(augment(default_collate(samples))["image"], augment(given_batch)["image"])
 
 
-@pytest.mark.parametrize("variation", [None, Variation(1.0, 1.0)], ids=["plain", "with variation"])
+@pytest.mark.parametrize("variation", [None, Variation(style=1.0, color=1.0, texture=1.0)], ids=["plain", "with variation"])
 def test_autocast_changes_no_kept_pixel_and_no_dtype(variation):
     given_batch = batch()
     augment = InfillAugment(0.6, p=1.0, variation=variation, normalize=(MEAN, STD))
@@ -334,12 +335,17 @@ def test_autocast_changes_no_kept_pixel_and_no_dtype(variation):
 def compiled(augment, backend):
     torch._dynamo.reset()
     try:
-        step = torch.compile(augment.augment, backend=backend, fullgraph=True)
+        twin = copy.deepcopy(augment)
+        twin.compile(backend=backend, fullgraph=True)
         for seed, threshold in ((0, 0.3), (1, 0.8)):
             given_batch = batch(seed=seed)
             image, infill, confidence = (given_batch[key] for key in ("image", "infill", "confidence"))
             params = torch.full((4,), threshold), torch.tensor([True, True, False, True])
-            yield image, step(image, infill, confidence, *params), augment.augment(image, infill, confidence, *params)
+            pairs = []
+            for each in (twin, augment):
+                mask = each.make_mask(confidence, *params)
+                pairs.append((each.mix(image, infill, mask), mask))
+            yield image, *pairs
     finally:
         torch._dynamo.reset()
 

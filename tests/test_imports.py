@@ -22,7 +22,7 @@ ORDER = [
     ["infill"],
     ["cache"],
     ["variation"],
-    ["process", "datasets", "transforms", "batch"],
+    ["process", "datasets", "transforms", "batch", "prefetch"],
     ["lit"],
     ["config", "demo"],
     ["cli", "cli_profiles"],
@@ -40,7 +40,7 @@ def test_importing_the_package_loads_no_library_at_all():
     assert loaded_by("import infill_aug") & {*HEAVY, "torch", "torchvision", "kornia", "numpy"} == set()
 
 
-@pytest.mark.parametrize("module", ["datasets", "transforms", "batch", "cache.build", "process"])
+@pytest.mark.parametrize("module", ["datasets", "transforms", "batch", "prefetch", "cache.build", "process"])
 def test_what_workers_import_loads_torch_and_torchvision_only(module):
     assert loaded_by(f"import infill_aug.{module}") & {*HEAVY, "kornia"} == set()
 

@@ -1,65 +1,166 @@
-"""Random colour and texture of the infill, per sample, with kornia."""
+"""Random style, colour and texture of the infill, each sample in its own way."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from infill_aug.checks import is_number
+from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional.composite import composite
+from infill_aug.infill.push_pull import push_pull
+from infill_aug.variation.choice import Change, OperationChoice
+from infill_aug.variation.operation import GROUPS
+
+# Strength of the texture by a descriptor's complexity.
+_BUSY = {"low": 0.15, "medium": 0.3, "high": 0.6}
+
+
+class VariationParams(NamedTuple):
+    """One draw of a ``Variation``.
+
+    Args:
+        order: ``(B,)`` the samples in random order, on their device.
+        changes: for each of style, colour and texture what happens to which places of that order.
+    """
+
+    order: Tensor
+    changes: tuple[list[Change], ...]
 
 
 class Variation(nn.Module):
-    """Changes colour and texture of the infill and of nothing else, drawn anew for every sample.
+    """Changes style, colour and texture of the infill and of nothing else, drawn anew for every sample.
 
     Convention:
-        * infill ``(B, 3, H, W)`` floating point in 0..1, mask ``(B, 1, H, W)``, 1 = infill; same shapes out
+        * infill ``(B, 3, H, W)`` floating point in 0..1, mask ``(B, 1, H, W)``, 1 = infill; same shapes and dtype out
         * outside the mask the result equals the input bit for bit
-        * randomness from torch's global generators, as kornia does
+        * a sample gets at most one style, then one change of colour, then one of texture; only the samples and
+          operations that were drawn are computed, and nothing waits for the device
+        * randomness from torch's global generators: which operations, and for how many samples, from the CPU's, all
+          else from the device's; ``params=`` replays a draw
 
     Args:
-        color: 0..1, strength of brightness, contrast, saturation and hue changes.
-        texture: 0..1, strength of Gaussian noise and blur; each touches half of the samples.
+        style: an artistic style, or statistics of another picture: strength 0..1; or names of operations, as a list
+            or text; or a mapping with ``operations``, ``strength``, ``p``, as ``OperationChoice`` takes them; or one of
+            these. ``None`` or 0: none.
+        color: the same for colour.
+        texture: the same for texture.
+        same_on_batch: one draw for the whole batch.
 
     Raises:
-        ValueError: a strength outside 0..1.
+        ValueError: a strength outside 0..1, or an unknown operation.
 
     Example:
-        >>> import torch
-        >>> Variation()(torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)).shape
+        >>> infill, mask = torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
+        >>> Variation()(infill, mask).shape
         torch.Size([2, 3, 8, 8])
+        >>> Variation(style=["night", "fog"], color={"operations": {"jitter": 2, "RandomInvert": 1}, "p": 1.0}).style.p
+        0.25
     """
 
-    def __init__(self, color: float = 0.5, texture: float = 0.3) -> None:
+    def __init__(
+        self,
+        style: Any = 0.5,
+        color: Any = 0.5,
+        texture: Any = 0.3,
+        *,
+        same_on_batch: bool = False,
+    ) -> None:
         super().__init__()
-        import kornia.augmentation as K
+        self.style = _choice("style", style, same_on_batch)
+        self.color = _choice("color", color, same_on_batch)
+        self.texture = _choice("texture", texture, same_on_batch)
+        if not self.choices:
+            warnings.warn("this Variation changes nothing: style, color and texture are all 0", stacklevel=2)
 
-        for name, value in (("color", color), ("texture", texture)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {value}")
-        if color == texture == 0:
-            warnings.warn("Variation(color=0, texture=0) changes nothing", stacklevel=2)
-        self.color, self.texture = color, texture
-        operations: list[nn.Module] = []
-        if color > 0:
-            spread = (1 - 0.6 * color, 1 + 0.6 * color)
-            operations.append(
-                K.ColorJiggle(brightness=spread, contrast=spread, saturation=spread, hue=(-color / 2, color / 2), p=1.0)
-            )
-        if texture > 0:
-            operations.append(K.RandomGaussianBlur((5, 5), (0.1, 0.1 + 2 * texture), p=0.5))
-            operations.append(K.RandomGaussianNoise(std=0.2 * texture, p=0.5))
-        self.operations = nn.ModuleList(operations)
+    @classmethod
+    def from_descriptor(cls, descriptor: TaskDescriptor, **more: Any) -> Variation:
+        """The variation that a task descriptor asks for.
+
+        Args:
+            descriptor: words of its ``style`` that name styles pick and weight them; a style without any, such as
+                ``"photorealistic"``, gets none. ``complexity`` is the strength of the texture.
+            more: arguments of ``Variation``, which win.
+
+        Example:
+            >>> variation = Variation.from_descriptor(TaskDescriptor("demo", "cat", style="oil painting at night"))
+            >>> sorted(operation.name for operation in variation.style.operations)
+            ['night', 'oil']
+        """
+        from infill_aug.variation.style import styles_in
+
+        named = styles_in(descriptor.style)
+        style = {"operations": named, "p": 0.8} if named else None
+        return cls(**{"style": style, "texture": _BUSY[descriptor.complexity], **more})
+
+    @property
+    def choices(self) -> list[OperationChoice]:
+        """Those of style, colour and texture that there are, in the order in which they are applied."""
+        return [choice for name in GROUPS if (choice := getattr(self, name)) is not None]
+
+    def make_params(self, count: int, height: int, width: int, device: torch.device | str = "cpu") -> VariationParams:
+        """Draw for a batch.
+
+        Args:
+            count: samples.
+            height: of the pictures, pixels.
+            width: of the pictures, pixels.
+            device: of the pictures.
+        """
+        device = torch.device(device)
+        # In random order a run of samples is a random choice of them, and needs no gathering.
+        order = torch.rand(count, device=device).argsort()
+        return VariationParams(order, tuple(each.make_params(count, height, width, device) for each in self.choices))
+
+    def apply(self, infill: Tensor, mask: Tensor, params: VariationParams) -> Tensor:  # type: ignore[override]
+        """Apply what was drawn; see the class for shapes."""
+        region = mask > 0
+        varied = infill.index_select(0, params.order).float()
+        for choice, changes in zip(self.choices, params.changes, strict=True):
+            for change in changes:
+                _change(choice.operations[change.operation], varied, region, params.order, change)
+        back = varied.index_select(0, params.order.argsort())
+        return composite(infill, back.to(infill.dtype), region)
 
     @torch.no_grad()
-    def forward(self, infill: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, infill: Tensor, mask: Tensor, params: VariationParams | None = None) -> Tensor:
         """The varied infill."""
-        varied = infill
-        for operation in self.operations:
-            varied = operation(varied).clamp(0, 1)
-        return composite(infill, varied.to(infill.dtype), mask > 0)
+        if len(infill) == 0 or not self.choices:
+            return infill
+        with torch.autocast(infill.device.type, enabled=False):
+            if params is None:
+                params = self.make_params(len(infill), infill.shape[-2], infill.shape[-1], infill.device)
+            return self.apply(infill, mask, params)
 
-    def extra_repr(self) -> str:
-        """What is printed of this module."""
-        return f"color={self.color}, texture={self.texture}"
+
+def _change(operation: Any, batch: Tensor, region: Tensor, order: Tensor, change: Change) -> None:
+    """Vary some samples of a batch in place."""
+    part = batch[change.start : change.stop]
+    seen = part
+    if operation.moves:
+        # What is outside of the mask, often the object itself, must not be moved into it.
+        outside = ~region.index_select(0, order[change.start : change.stop])
+        seen = push_pull(part, outside)
+    more = {"donors": batch} if operation.mixes else {}
+    torch.clamp(operation.vary(seen, **change.params, **more), 0, 1, out=part)
+
+
+def _choice(group: str, given: Any, same_on_batch: bool) -> OperationChoice | None:
+    if given is None:
+        return None
+    settings: dict[str, Any] = {"same_on_batch": same_on_batch}
+    if isinstance(given, OperationChoice):
+        made = given
+    elif isinstance(given, Mapping):
+        made = OperationChoice(group, **settings | {str(key): value for key, value in given.items()})
+    elif isinstance(given, str | Sequence):
+        made = OperationChoice(group, given, **settings)
+    elif is_number(given, 0, 1):
+        made = OperationChoice(group, strength=given, **settings)
+    else:
+        raise ValueError(f"{group} must lie in 0..1, or be names of operations or a mapping, got {given!r}")
+    return None if made.idle else made

@@ -1,0 +1,790 @@
+"""Random style: of painters and printers, of weather and light, of another picture."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from kornia.color import rgb_to_grayscale
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from infill_aug.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from infill_aug.variation.color import affine, grid, opponent_matrices, pick
+from infill_aug.variation.operation import Operation, column, constant, uniform
+from infill_aug.variation.texture import blur
+
+# Words of a descriptor's free-text style. One that several styles share counts for those of them that are named by
+# another word too, or for all of them where none is: a "watercolour painting" is no oil painting.
+STYLE_WORDS: dict[str, tuple[str, ...]] = {
+    "photorealistic": (),
+    "oil": ("oil", "impasto", "impressionist", "painterly", "painting", "painted"),
+    "watercolour": ("watercolour", "watercolor", "aquarelle", "gouache", "wash", "painting", "painted"),
+    "pencil_sketch": ("pencil", "sketch", "graphite", "charcoal", "drawing", "drawn"),
+    "poster": ("poster", "posterised", "posterized", "screenprint", "silkscreen", "flat", "pop"),
+    "comic": ("comic", "cartoon", "manga", "anime", "halftone", "pop", "drawing", "drawn"),
+    "mosaic": ("mosaic", "tiles", "tiled", "tesserae"),
+    "emboss": ("emboss", "embossed", "relief", "engraved"),
+    "night": ("night", "nocturnal", "midnight", "moonlight", "moonlit", "dark"),
+    "fog": ("fog", "foggy", "mist", "misty", "haze", "hazy"),
+    "snow": ("snow", "snowy", "winter", "blizzard", "stormy"),
+    "rain": ("rain", "rainy", "drizzle", "wet", "stormy"),
+    "sunset": ("sunset", "sunrise", "dusk", "dawn", "twilight", "golden"),
+    "film": ("film", "analog", "analogue", "cinematic", "retro", "vintage"),
+    "sepia": ("sepia", "antique", "victorian", "daguerreotype", "vintage"),
+    "thermal": ("thermal", "infrared", "heat"),
+    "neon": ("neon", "cyberpunk", "synthwave", "glowing"),
+}
+# Gains of a band's deviation: below, a picture turns to mush; above, its noise is all there is to see.
+_GAINS = (0.4, 2.5)
+# Style pictures that are kept of a folder, evenly spaced, and their side in pixels.
+_MOST, _SIDE = 256, 256
+
+
+def styles_in(text: str) -> dict[str, float]:
+    """Weights of the styles whose words occur in a text.
+
+    Args:
+        text: any, such as a descriptor's ``style``.
+
+    Returns:
+        Names of operations, each with how many of its words occur; empty where none does.
+
+    Example:
+        >>> styles_in("Oil painting, at night"), styles_in("photorealistic")
+        ({'oil': 2.0, 'night': 1.0}, {})
+    """
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    found = {style: words.intersection(known) for style, known in STYLE_WORDS.items()}
+    shared = {word for word in words if sum(word in each for each in found.values()) > 1}
+    sure = {style for style, each in found.items() if each - shared}
+    taken = {word for style in sure for word in found[style]}
+    weights = {style: float(len(each if style in sure else each - taken)) for style, each in found.items()}
+    return {style: weight for style, weight in weights.items() if weight > 0}
+
+
+# --- strokes, edges and fields that several styles share ---
+
+
+def kuwahara(image: Tensor, radius: int) -> Tensor:
+    """Mean of the quietest of the four squares that meet in a pixel (Kuwahara et al., 1976), weighed smoothly.
+
+    Args:
+        image: ``(n, 3, H, W)`` float32 in 0..1.
+        radius: sides of the squares less one, pixels.
+
+    Returns:
+        ``(n, 3, H, W)``.
+    """
+    height, width = image.shape[-2:]
+    luma = rgb_to_grayscale(image)
+    padded = F.pad(torch.cat([image, luma * luma], dim=1), [radius] * 4, mode="replicate")
+    # The same means serve all four squares, seen from their corners.
+    means = _box(_box(padded, radius, 3), radius, 2)
+    spread = means[:, 3:] - rgb_to_grayscale(means[:, :3]).square()
+    weight = (spread.clamp(min=0) + 1e-4).reciprocal().square()
+    weight = weight * weight
+    both = torch.cat([means[:, :3] * weight, weight], dim=1)
+    rows = both[:, :, :height] + both[:, :, radius:]
+    total = rows[..., :width] + rows[..., radius:]
+    return total[:, :3] / total[:, 3:]
+
+
+def _box(image: Tensor, reach: int, dim: int) -> Tensor:
+    """Means of ``reach + 1`` neighbours along a side."""
+    size = image.shape[dim] - reach
+    total = image.narrow(dim, 0, size)
+    for start in range(1, reach + 1):
+        total = total + image.narrow(dim, start, size)
+    return total / (reach + 1)
+
+
+def _slopes(field: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences to the right and down, ``(n, C, H, W)`` each."""
+    padded = F.pad(field, (1, 1, 1, 1), mode="replicate")
+    return (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+
+
+def _lines(luma: Tensor, unit: float) -> Tensor:
+    """Dark lines as of ink, 1 on paper (difference of Gaussians, Winnemöller et al., 2012)."""
+    fine, wide = (blur(luma, luma.new_full((len(luma),), sigma * unit)) for sigma in (0.7, 1.6))
+    return 1 + torch.tanh(30 * (fine - 0.97 * wide - 0.005).clamp(max=0))
+
+
+def _colour(image: Tensor, *channels: float) -> Tensor:
+    """A colour as ``(3, 1, 1)`` on the picture's device."""
+    return _kept(channels, image.device)
+
+
+@functools.lru_cache
+def _kept(channels: tuple[float, ...], device: torch.device) -> Tensor:
+    # Copied to the device once, as by ``constant``.
+    return torch.tensor(channels, device=device).view(-1, 1, 1)
+
+
+def _unit(image: Tensor) -> float:
+    """Sizes are given for pictures of 224 pixels; in others they are this many times as large."""
+    return math.sqrt(image.shape[-2] * image.shape[-1]) / 224
+
+
+def _smaller(image: Tensor) -> Tensor:
+    return F.interpolate(image, size=[(side + 1) // 2 for side in image.shape[-2:]], mode="bilinear")
+
+
+def _enlarged(image: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
+    return F.interpolate(image, size=like.shape[-2:], mode=mode)
+
+
+def _vivid(image: Tensor, chroma: float | Tensor) -> Tensor:
+    """Chroma times a factor."""
+    luma = rgb_to_grayscale(image)
+    return luma + (image - luma) * chroma
+
+
+def _cells(u: Tensor, v: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Place within its cell, 0..1, of each pixel, and what was drawn for that cell.
+
+    Args:
+        u: ``(n, 1, H, W)``, across, in cells.
+        v: down.
+        table: ``(n, C, g, g)``, repeated over and over.
+
+    Returns:
+        ``(n, 1, H, W)`` twice and ``(n, C, H, W)``.
+    """
+    u, v = torch.broadcast_tensors(u, v)
+    across, down, size = u.floor(), v.floor(), table.shape[-1]
+    index = ((down % size) * size + across % size).long().flatten(2)
+    found = table.flatten(2).gather(2, index.expand(-1, table.shape[1], -1))
+    return u - across, v - down, found.view(len(u), -1, *u.shape[2:])
+
+
+def _pixels(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns, counted in pixels of a picture of 224."""
+    y, x = grid(image)
+    return y * (image.shape[-2] / 2 / _unit(image)), x * (image.shape[-1] / 2 / _unit(image))
+
+
+def _vignette(image: Tensor, depth: Tensor) -> Tensor:
+    """1 in the middle, ``1 - depth`` in the corners."""
+    y, x = grid(image)
+    return 1 - column(depth) * (x * x + y * y) / 2
+
+
+class _Style(Operation):
+    """A picture on its way to a style: ``strength`` of the way."""
+
+    group = "style"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """How far to go, and what the style draws."""
+        return {"weight": strength, **self.sketch(strength, height, width)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Between the picture and its styled twin."""
+        return torch.lerp(image, self.restyle(image, **params), column(params["weight"]))
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Parameters of the style at its fullest, one of each for each of ``like``, ``(n,)``."""
+        return {}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """The style at its fullest, ``(n, 3, H, W)``."""
+        raise NotImplementedError
+
+
+# --- paint, ink and stone ---
+
+
+class Oil(_Style):
+    """Oil paint: dabs by a Kuwahara filter (Kuwahara et al., 1976) over scattered colours, lit from a side."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Where the brush went, and where the light comes from."""
+        return {"dabs": uniform(like, -0.16, 0.16, 1, height, width), "light": uniform(like, 0, 2 * math.pi)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Two passes; dabs catch light on their edges."""
+        radius = max(1, round(4 * _unit(image)))
+        painted = kuwahara(kuwahara(image + params["dabs"], radius), max(1, radius - 1))
+        right, down = _slopes(rgb_to_grayscale(painted))
+        relief = column(params["light"].cos()) * right + column(params["light"].sin()) * down
+        return _vivid(painted, 1.35) + 0.9 * relief.clamp(-0.12, 0.12)
+
+
+class Watercolour(_Style):
+    """Watercolour: smooth washes, pigment gathered at their edges and in the paper (Bousseau et al., 2006)."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Grain of the paper, and how thick the wash lies where."""
+        return {"paper": uniform(like, -1, 1, 1, height, width), "wash": uniform(like, -1, 1, 1, 7, 7)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Where there is more pigment, ``c - (c - c²) (density - 1)``: paper stays white, dark stays dark."""
+        unit = _unit(image)
+        small = _smaller(image)
+        small = kuwahara(kuwahara(small, max(1, round(3 * unit))), max(1, round(3 * unit)))
+        flat = _enlarged(small, image)
+        right, down = _slopes(rgb_to_grayscale(flat))
+        edges = (right.square() + down.square() + 1e-8).sqrt()
+        density = (
+            5 * edges.clamp(max=0.12) + 0.22 * params["paper"] + 0.55 * _enlarged(params["wash"], image, "bicubic")
+        )
+        pale = 1 - 0.78 * (1 - _vivid(flat, 1.3)).clamp(0, 1)
+        return pale - (pale - pale * pale) * density
+
+
+class PencilSketch(_Style):
+    """Pencil on paper: grey, dodged by its blurred inverse."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Grain of the paper, how wide the lines are, and how they hatch."""
+        return {
+            "paper": uniform(like, -1, 1, 1, height, width),
+            "width": uniform(like, 3, 6),
+            "hatch": uniform(like, 0, math.pi),
+        }
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Dodged: ``grey / blurred grey``."""
+        unit = _unit(image)
+        luma = rgb_to_grayscale(image)
+        soft = _enlarged(blur(_smaller(luma), params["width"] * unit / 2), luma)
+        line = ((luma + 0.02) / (soft + 0.02)).clamp(0, 1)
+        y, x = _pixels(image)
+        strokes = torch.sin(2.1 * (column(params["hatch"].cos()) * x + column(params["hatch"].sin()) * y))
+        shade = (0.75 - soft).clamp(min=0) * (0.35 + 0.2 * strokes + 0.22 * params["paper"])
+        return (line * line * 0.97 - shade + 0.025 * params["paper"]).clamp(0.05, 1).expand_as(image)
+
+
+class Poster(_Style):
+    """Screen print: few levels of strong colours without detail."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """How many levels, 3 to 5, and where they part."""
+        return {"levels": uniform(like, 3, 6).floor(), "shift": uniform(like, -0.25, 0.25, 3)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Smoothed first, so that levels part along lines."""
+        flat = kuwahara(image, max(1, round(3 * _unit(image))))
+        flat = _vivid(flat, 1.6).clamp(0, 1)
+        top = column(params["levels"]) - 1
+        return 0.05 + 0.92 * (flat * top + column(params["shift"])).round().clamp(min=0).minimum(top) / top
+
+
+class Comic(_Style):
+    """Printed comic: few tones, ink lines (Winnemöller et al., 2012) and halftone dots in the shades."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Distance and angle of the dots."""
+        return {"pitch": uniform(like, 4, 6), "angle": uniform(like, 0, math.pi / 2)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Tones first, then dots, then ink."""
+        unit = _unit(image)
+        flat = kuwahara(image, max(1, round(3 * unit)))
+        luma = rgb_to_grayscale(flat)
+        tone = (luma * 3.5).round() / 3.5
+        inked = (_vivid(flat, 1.7) + tone - luma).clamp(0, 1) * 0.85 + 0.15
+        y, x = _pixels(image)
+        turn = math.pi / column(params["pitch"])
+        sine, cosine = column(params["angle"].sin()) * turn, column(params["angle"].cos()) * turn
+        dots = (x * cosine + y * sine).sin() * (y * cosine - x * sine).sin()
+        shaded = (3 * (dots.abs() - 0.35 - 1.1 * luma)).clamp(0, 1)
+        return inked * (1 - 0.45 * shaded) * (0.1 + 0.9 * _lines(luma, unit))
+
+
+class Mosaic(_Style):
+    """Mosaic: tiles of one colour each, set in grout."""
+
+    group = "style"
+    moves = True  # a tile on the border of a mask would show the colours of what lies outside
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Size and place of the tiles, how they differ, and the grout."""
+        return {
+            "size": uniform(like, 6, 13),
+            "start": uniform(like, 0, 1, 2),
+            "tint": uniform(like, -0.06, 0.06, 1, 48, 48),
+            "grout": uniform(like, 0.2, 0.6),
+        }
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Means of tiles are products with matrices, whatever the size of each sample's tiles."""
+        size = (params["size"] * _unit(image)).clamp(min=4)[:, None]
+        places, joints, means = [], [], []
+        for axis, length in enumerate(image.shape[-2:]):
+            place = torch.arange(length, device=image.device) / size + params["start"][:, axis, None]
+            tile = place.floor()
+            same = (tile[:, :, None] == tile[:, None]).float()
+            means.append(same / same.sum(dim=2, keepdim=True))
+            places.append(tile.long() % 48)
+            joints.append((place - tile) * size < (0.13 * size).clamp(min=1))
+        flat = means[0][:, None] @ image @ means[1][:, None].transpose(2, 3)
+        tints = params["tint"].flatten(1).gather(1, (places[0][:, :, None] * 48 + places[1][:, None]).flatten(1))
+        tiles = _vivid(flat, 1.2) + tints.view(len(image), 1, *image.shape[2:])
+        joint = joints[0][:, None, :, None] | joints[1][:, None, None]
+        return torch.where(joint, column(params["grout"]), tiles)
+
+
+class Emboss(_Style):
+    """Relief in grey stone, lit from a side."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Where the light comes from."""
+        return {"light": uniform(like, 0, 2 * math.pi)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """The slope towards the light, on grey."""
+        luma = rgb_to_grayscale(image)
+        right, down = _slopes(blur(luma, luma.new_full((len(luma),), 1.2 * _unit(image))))
+        relief = column(params["light"].cos()) * right + column(params["light"].sin()) * down
+        return 0.52 + (4.5 * _unit(image) * relief).clamp(-0.45, 0.45) + 0.1 * (_vivid(image, 0.3) - 0.5)
+
+
+# --- light and weather ---
+
+
+class Night(_Style):
+    """Night as in films shot by day: dark, blue, little colour."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Grain, and how dark."""
+        return {"grain": uniform(like, -0.04, 0.04, 1, height, width), "light": uniform(like, 0.4, 0.6)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Shades get deeper than lights; the corners are dark."""
+        moon = _vivid(image, 0.35) * _colour(image, 0.55, 0.75, 1.25) * column(params["light"])
+        moon = moon * (0.55 + 0.6 * moon) * _vignette(image, moon.new_full((len(moon),), 0.6))
+        return moon + params["grain"] + _colour(image, 0.02, 0.035, 0.075)
+
+
+class Fog(_Style):
+    """Fog, thicker towards the top, where a picture is far away (as in Koschmieder, 1924)."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """How thick, in banks, and how light."""
+        return {
+            "thick": uniform(like, 1.3, 2.2),
+            "banks": uniform(like, -1, 1, 1, 4, 4),
+            "light": uniform(like, 0.74, 0.88, 1) + uniform(like, -0.015, 0.015, 3),
+        }
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """What comes through falls off with distance; the rest is fog."""
+        y, _ = grid(image)
+        far = 0.65 - 0.4 * y + 0.22 * _enlarged(params["banks"], image, "bicubic")
+        through = (-column(params["thick"]) * far.clamp(min=0.1)).exp()
+        return torch.lerp(column(params["light"]), image, through)
+
+
+class Snow(_Style):
+    """Snowfall: flakes of three sizes before a pale, cold picture."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Place, size and chance of a flake in each cell of each layer, and how full the air is."""
+        return {"flakes": uniform(like, 0, 1, 12, 24, 24), "full": uniform(like, 0.45, 0.75)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Soft discs, one a cell, over each other."""
+        y, x = _pixels(image)
+        pale = 0.3 + 0.62 * _vivid(image, 0.5) + _colour(image, -0.02, 0.0, 0.03)
+        for layer, size in enumerate((8.0, 13.0, 24.0)):
+            table = params["flakes"][:, 4 * layer : 4 * layer + 4]
+            # Layers are turned against each other, so that no two share their rows.
+            turn = 0.4 + 0.5 * layer
+            across = (x * math.cos(turn) + y * math.sin(turn)) / size
+            down = (y * math.cos(turn) - x * math.sin(turn)) / size
+            u, v, drawn = _cells(across.expand(len(image), -1, -1, -1), down, table)
+            radius = 0.09 + 0.13 * drawn[:, 2:3]
+            offset = 0.25 + 0.5 * drawn[:, :2]
+            off = ((u - offset[:, :1]).square() + (v - offset[:, 1:]).square()) / radius.square()
+            flake = (1.6 - 1.6 * off).clamp(0, 0.95) * (drawn[:, 3:] < column(params["full"]))
+            pale = torch.lerp(pale, torch.ones_like(pale), flake)
+        return pale
+
+
+class Rain(_Style):
+    """Rain: slanting streaks before a grey, dull picture."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Place, length and chance of a streak in each cell of both layers, slant, and how hard it rains."""
+        return {
+            "streaks": uniform(like, 0, 1, 8, 32, 32),
+            "slant": uniform(like, -0.35, 0.35),
+            "hard": uniform(like, 0.5, 0.85),
+        }
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Near streaks over far ones."""
+        y, x = _pixels(image)
+        dull = _vivid(image, 0.5) * 0.62 + _colour(image, 0.09, 0.105, 0.125)
+        across = x + column(params["slant"]) * y
+        for layer, (wide, tall) in enumerate(((5.0, 34.0), (11.0, 62.0))):
+            u = across / wide
+            # Each column of cells begins elsewhere.
+            v = y / tall + (u.floor() * 0.618).frac()
+            u, v, drawn = _cells(u, v, params["streaks"][:, 4 * layer : 4 * layer + 4])
+            beside = (u - 0.3 - 0.4 * drawn[:, :1]).abs() * (wide / (0.9 + 0.3 * layer))
+            along = ((v - 0.5) / (0.25 + 0.25 * drawn[:, 1:2])).square()
+            streak = (1 - beside).clamp(min=0) * (1 - along).clamp(min=0) * (0.3 + 0.4 * drawn[:, 2:3])
+            dull = dull + (0.95 - dull) * streak * (drawn[:, 3:] < column(params["hard"]))
+        return dull
+
+
+class Sunset(_Style):
+    """Low sun: warm light from the horizon, violet above and below it."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Place of the sun."""
+        return {"sun": torch.stack([uniform(like, -0.7, 0.7), uniform(like, -0.35, 0.25)], dim=1)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Tinted by height, then lit."""
+        y, x = grid(image)
+        right, up = x - column(params["sun"][:, 0]), y - column(params["sun"][:, 1])
+        band = (-3 * up * up).exp()
+        halo = (-5 * (right * right + up * up)).exp()
+        away, warm = _colour(image, 0.66, 0.48, 0.66), _colour(image, 1.05, 0.72, 0.42)
+        light = _colour(image, 1.0, 0.52, 0.16)
+        lit = (image * torch.lerp(away, warm, band)).clamp(0, 1)
+        return 1 - (1 - lit) * (1 - light * (0.22 * band + 0.55 * halo))
+
+
+# --- camera ---
+
+
+class Film(_Style):
+    """Colour film: lifted blacks, soft lights, teal shades, warm lights, grain and a vignette."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Grain, tone of the shades, and vignette."""
+        return {
+            "grain": uniform(like, -0.085, 0.085, 1, height, width),
+            "tone": uniform(like, -0.02, 0.02, 3),
+            "vignette": uniform(like, 0.3, 0.55),
+        }
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """A curve for each channel, from a lifted black to a dimmed white."""
+        black = _colour(image, 0.06, 0.12, 0.15) + column(params["tone"])
+        white = _colour(image, 1.0, 0.93, 0.78)
+        toned = image * image * (3 - 2 * image)
+        toned = _vivid(torch.lerp(image, toned, 0.6), 0.75) * _vignette(image, params["vignette"])
+        return black + (white - black) * toned + params["grain"] * (1.1 - toned)
+
+
+def _sepia() -> Tensor:
+    return torch.tensor([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]])
+
+
+class Sepia(_Style):
+    """Old print: brown tones, faded, darker towards the corners."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """How faded, and vignette."""
+        return {"faded": uniform(like, 0.0, 0.12), "vignette": uniform(like, 0.2, 0.5)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """The usual matrix, at the lightness that was."""
+        faded = params["faded"][:, None]
+        matrix = 0.85 * constant(_sepia, image.device) * (1 - faded[:, None])
+        base = faded * _colour(image, 1.0, 0.9, 0.7).view(3)
+        return affine(image, matrix, base) * _vignette(image, params["vignette"])
+
+
+def _iron() -> Tensor:
+    """False colours of thermal cameras, from cold to hot: lightness rises all along."""
+    return torch.tensor(
+        [[0.03, 0.02, 0.16], [0.22, 0.02, 0.48], [0.52, 0.04, 0.58], [0.80, 0.17, 0.38], [0.95, 0.42, 0.10],
+         [1.00, 0.70, 0.08], [1.00, 0.92, 0.40], [1.00, 1.00, 0.92]]
+    )  # fmt: skip
+
+
+class Thermal(_Style):
+    """False colours of a thermal camera, from violet to white."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Range of the camera."""
+        return {"low": uniform(like, 0, 0.1), "high": uniform(like, 0.85, 1)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Lightness, as coarse as such cameras see, through a table."""
+        luma = rgb_to_grayscale(image)
+        heat = blur(luma, luma.new_full((len(luma),), 1.3 * _unit(image)))
+        heat = ((heat - column(params["low"])) / column(params["high"] - params["low"])).clamp(0, 1)
+        table = F.interpolate(constant(_iron, image.device).T[None], size=256, mode="linear", align_corners=True)[0]
+        index = (heat * 255).nan_to_num().long().flatten(1)
+        return table[:, index].transpose(0, 1).reshape(image.shape)
+
+
+class Neon(_Style):
+    """Neon signs: edges that glow in two colours, on dark."""
+
+    group = "style"
+
+    def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Hue of the first colour, how far off the second is, and the way from one to the other."""
+        return {"hue": uniform(like, 0, 1), "apart": uniform(like, 0.25, 0.5), "way": uniform(like, 0, 2 * math.pi)}
+
+    def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Edges, and their light around them."""
+        unit = _unit(image)
+        luma = rgb_to_grayscale(image)
+        right, down = _slopes(blur(luma, luma.new_full((len(luma),), 0.9 * unit)))
+        edges = (right.square() + down.square() + 1e-8).sqrt()
+        # Measured by the picture's own edges: a flat picture has signs too.
+        edges = edges / (4 * edges.mean(dim=(2, 3), keepdim=True) + 0.02)
+        line = (1.6 * edges - 0.25).clamp(0, 1)
+        glow = _enlarged(blur(_smaller(_smaller(line)), line.new_full((len(line),), 1.6 * unit)), line)
+        y, x = grid(image)
+        way = column(params["way"].cos()) * x + column(params["way"].sin()) * y
+        first, second = (_hue(params["hue"] + off) for off in (0.0, params["apart"]))
+        colour = torch.lerp(column(first), column(second), (0.5 + 0.7 * way).clamp(0, 1))
+        dark = luma * _colour(image, 0.13, 0.09, 0.22) + 0.035
+        return dark + colour * (line + 0.9 * glow) + 0.35 * line * line
+
+
+def _hue(hue: Tensor) -> Tensor:
+    """Full colours ``(n, 3)`` of hues in 0..1."""
+    third = _colour(hue, 0.0, 2 / 3, 1 / 3).view(3)
+    return (((hue[:, None] + third) % 1 * 6 - 3).abs() - 1).clamp(0, 1)
+
+
+# --- of another picture ---
+
+
+class FourierMix(Operation):
+    """Low frequencies as strong as in another picture, phase kept (Yang and Soatto, 2020; Xu et al., 2021)."""
+
+    group = "style"
+    mixes = True
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """How far to go, in which band, cycles a pixel, and which donor."""
+        band = (uniform(strength) * math.log(15) + math.log(0.02)).exp()
+        return {"weight": strength, "band": band, "donor": uniform(strength)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Amplitudes change by at most 3 times, and ever less beyond the band: cut off at once they would ring."""
+        height, width = image.shape[-2:]
+        spectrum = torch.fft.rfft2(image)
+        wanted = torch.fft.rfft2(pick(params["donors"], params["donor"])).abs()
+        gain = (wanted / spectrum.abs().clamp(min=1e-6)).clamp(1 / 3, 3)
+        down = torch.fft.fftfreq(height, device=image.device)[:, None]
+        right = torch.fft.rfftfreq(width, device=image.device)
+        window = (-0.5 * (down * down + right * right) / column(params["band"]).square()).exp()
+        mixed = spectrum * (1 + column(params["weight"]) * window * (gain - 1))
+        return torch.fft.irfft2(mixed, s=(height, width))
+
+
+class StyleTransfer(Operation):
+    """Statistics of a style picture moved onto the picture (Heeger and Bergen, 1995; Huang and Belongie, 2017).
+
+    Of each band of a pyramid, and of each of lightness and two opponent colours, the deviation; of the last one the
+    mean too. With an encoder, mean and deviation of the features of VGG-19's first convolution instead, taken back into
+    a picture by least squares.
+
+    Args:
+        strength: 0..1, the range that each sample's strength is drawn from; a number s stands for s / 4 to s.
+        folder: style pictures; ``None``: other pictures of the batch are the style.
+        encoder: file of torchvision's weights of VGG-19; ``None``: the pyramid.
+        p: probability of a sample to be changed, where the operation is used alone.
+        same_on_batch: one draw for all samples.
+        keepdim: whether a picture without batch dimension comes back without.
+
+    Raises:
+        FileNotFoundError: no such folder or file, or no picture in the folder.
+        ValueError: a file without the weights of the first convolution.
+
+    Example:
+        >>> StyleTransfer(strength=0.5)(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 3, 16, 16])
+    """
+
+    group = "style"
+    mixes = True
+
+    def __init__(
+        self,
+        strength: float | Sequence[float] = (0.25, 1.0),
+        folder: str | None = None,
+        encoder: str | None = None,
+        p: float = 1.0,
+        same_on_batch: bool = False,
+        keepdim: bool = False,
+    ) -> None:
+        super().__init__(strength, p=p, same_on_batch=same_on_batch, keepdim=keepdim)
+        self.folder, self.encoder = folder, encoder
+        self._filters: tuple[Tensor, ...] | None = None if encoder is None else _first_convolution(encoder)
+        # Plain tensors: they are no part of a checkpoint.
+        self._pictures: Tensor | None = None
+        self._measured: tuple[Any, Tensor] | None = None
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """How far to go, and which style picture."""
+        return {"weight": strength, "donor": uniform(strength)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Deviations change by at most 2.5 times."""
+        if self._filters is not None:
+            self._filters = tuple(each.to(image.device) for each in self._filters)
+        if self.folder is None:
+            wanted = self._measure(pick(params["donors"], params["donor"]))
+        else:
+            wanted = pick(self._styles(self.folder, image), params["donor"])
+        weight = params["weight"][:, None, None]
+        if self._filters is None:
+            return _restyle_bands(image, wanted, weight)
+        return _restyle_features(image, wanted, weight, *self._filters)
+
+    def _measure(self, pictures: Tensor) -> Tensor:
+        if self._filters is None:
+            return _band_statistics(_bands(pictures))
+        return _feature_statistics(_patches(pictures), *self._filters[:2])
+
+    def _styles(self, folder: str, like: Tensor) -> Tensor:
+        """Statistics of the folder's pictures at the size of these, measured once for a size and device."""
+        key = ((like.shape[-2], like.shape[-1]), like.device)
+        if self._measured is None or self._measured[0] != key:
+            if self._pictures is None:
+                self._pictures = _read_styles(folder)
+            measured = []
+            for part in self._pictures.split(16):
+                pictures = part.to(like.device) / 255
+                measured.append(self._measure(F.interpolate(pictures, key[0], mode="bilinear", antialias=True)))
+            self._measured = key, torch.cat(measured)
+        return self._measured[1]
+
+
+def _read_styles(folder: str) -> Tensor:
+    """Pictures of a folder, squashed into squares: ``(m, 3, 256, 256)`` uint8."""
+    from infill_aug.confidence.folders import PictureFolder
+
+    try:
+        pictures = PictureFolder(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"style transfer reads its styles from a folder of pictures: {error}; name one that holds some, or leave "
+            "folder out to take the style of other pictures of the batch"
+        ) from error
+    count = len(pictures)
+    chosen = sorted({place * count // min(count, _MOST) for place in range(min(count, _MOST))})
+    return torch.stack([pil_to_tensor(pictures[place].convert("RGB").resize((_SIDE, _SIDE))) for place in chosen])
+
+
+def _toward(own: Tensor, wanted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain of deviations, and shift of means: from statistics ``(n, 2, C)`` some of the way to others."""
+    gain = (wanted[:, 1] / own[:, 1].clamp(min=1e-3)).clamp(*_GAINS)
+    return torch.lerp(torch.ones_like(gain), gain, weight[:, 0]), weight[:, 0] * (wanted[:, 0] - own[:, 0])
+
+
+def _bands(image: Tensor) -> list[Tensor]:
+    """Laplacian pyramid (Burt and Adelson, 1983) of lightness and opponent colours: what adds up to the picture."""
+    image = affine(image, opponent_matrices(image)[0].expand(len(image), -1, -1), image.new_zeros(len(image), 3))
+    bands = []
+    while min(image.shape[-2:]) >= 8 and len(bands) < 4:
+        small = _smaller(image)
+        bands.append(image - _enlarged(small, image))
+        image = small
+    return [*bands, image]
+
+
+def _band_statistics(bands: list[Tensor]) -> Tensor:
+    """Mean and deviation of each channel of each band, ``(n, 2, 3 bands)``; only the last has a mean."""
+    moments = [torch.var_mean(band, dim=(2, 3), correction=0) for band in bands]
+    deviation = torch.cat([variance.sqrt() for variance, _ in moments], dim=1)
+    mean = torch.cat([*(torch.zeros_like(mean) for _, mean in moments[:-1]), moments[-1][1]], dim=1)
+    return torch.stack([mean, deviation], dim=1)
+
+
+def _restyle_bands(image: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    bands = _bands(image)
+    own = _band_statistics(bands)
+    gain, shift = _toward(own, wanted, weight)
+    # About its mean, so that the mean does not grow with the deviation.
+    shift = shift + (1 - gain) * own[:, 0]
+    total = torch.zeros_like(bands[-1])
+    for band, factor, offset in zip(bands[::-1], gain.split(3, 1)[::-1], shift.split(3, 1)[::-1], strict=True):
+        total = _enlarged(total, band) + column(factor) * band + column(offset)
+    return affine(total, opponent_matrices(image)[1].expand(len(image), -1, -1), image.new_zeros(len(image), 3))
+
+
+def _first_convolution(path: str) -> tuple[Tensor, ...]:
+    """VGG-19's first convolution as a matrix of patches ``(64, 27)``, its bias, and what takes features back."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path!r}; encoder is the file of torchvision's weights of VGG-19")
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    names = ("features.0.weight", "features.0.bias")
+    if not isinstance(weights, dict) or any(name not in weights for name in names):
+        raise ValueError(f"{path!r} holds no {' and '.join(names)}: encoder is torchvision's weights of VGG-19")
+    matrix, bias = (weights[name].float() for name in names)
+    if matrix.shape[1:] != (3, 3, 3):
+        raise ValueError(f"features.0.weight of {path!r} must be (64, 3, 3, 3), got {tuple(matrix.shape)}")
+    matrix = matrix.flatten(1)
+    # Patterns that hardly any filter sees are left alone: taken back they would be noise.
+    return matrix, bias, torch.linalg.pinv(matrix, rtol=0.05)
+
+
+def _patches(image: Tensor) -> Tensor:
+    """3x3 patches as VGG-19 sees them, ``(n, 27, H W)``."""
+    mean, deviation = _colour(image, *IMAGENET_MEAN), _colour(image, *IMAGENET_STD)
+    return F.unfold(F.pad((image - mean) / deviation, (1, 1, 1, 1), mode="replicate"), 3)
+
+
+def _feature_statistics(patches: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    """Mean and deviation of the features, ``(n, 2, 64)``: those of patches say it all, since features are linear."""
+    middle = patches.mean(dim=2)
+    centred = patches - middle[:, :, None]
+    covariance = centred @ centred.transpose(1, 2) / patches.shape[2]
+    deviation = ((matrix @ covariance) * matrix).sum(dim=2).clamp(min=0).sqrt()
+    return torch.stack([middle @ matrix.T + bias, deviation], dim=1)
+
+
+def _restyle_features(
+    image: Tensor, wanted: Tensor, weight: Tensor, matrix: Tensor, bias: Tensor, back: Tensor
+) -> Tensor:
+    """Features normalised as in AdaIN, and the picture whose patches come closest to them."""
+    patches = _patches(image)
+    gain, shift = _toward(_feature_statistics(patches, matrix, bias), wanted, weight)
+    middle = patches.mean(dim=2, keepdim=True)
+    change = back @ ((gain - 1)[:, :, None] * (matrix @ (patches - middle)) + shift[:, :, None])
+    size = image.shape[-2:]
+    # Each pixel lies in up to nine patches: their mean is what fits them best.
+    cover = F.fold(torch.ones_like(change[:1]), size, 3, padding=1)
+    moved = F.fold(change, size, 3, padding=1) / cover
+    return image + moved * _colour(image, *IMAGENET_STD)

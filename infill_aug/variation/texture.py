@@ -1,0 +1,420 @@
+"""Random texture: of the camera, of the file, of the surface."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infill_aug.variation.color import affine, grid
+from infill_aug.variation.operation import Operation, column, uniform
+
+# Deviation in pixels from which a blur goes on at half the size, and the reach of its kernel.
+_WIDEST, _REACH = 2.0, 5
+# Waves of an elastic change in each direction, and most tiles a side.
+_WAVES, _TILES = 5, 6
+# The orthogonal cosine transform of 8 numbers, and the tables of its rounding (ITU-T T.81, annex K), row by row.
+_ANGLES = torch.arange(8)[:, None] * (torch.arange(8) + 0.5) * (math.pi / 8)
+_COSINES = _ANGLES.cos() * torch.tensor([0.125**0.5] + [0.5] * 7)[:, None]
+_LIGHT = torch.tensor(
+    [16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+     14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+     49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99]
+)  # fmt: skip
+_COLOR = torch.full((8, 8), 99)
+_COLOR[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
+_TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur, each sample with a deviation of its own, beyond the border what lies on it.
+
+    Args:
+        image: ``(n, C, H, W)`` float32.
+        sigma: ``(n,)`` in pixels, from 0 to about a quarter of the longer side.
+
+    Returns:
+        ``(n, C, H, W)``.
+
+    Example:
+        >>> blur(torch.rand(2, 3, 8, 8), torch.tensor([0.0, 3.0])).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    # A kernel as wide as the widest blur costs every sample its width: small kernels and halved sizes cost 4/3 of one.
+    # kornia's gaussian_blur2d has the wide kernel, and takes twice as long with the same one.
+    near = _convolve(image, _bell(sigma.clamp(max=_WIDEST)))
+    if max(image.shape[-2:]) <= 2 * _REACH:
+        return near
+    # Halving and enlarging blur by themselves, by a variance of 1.
+    rest = (sigma.square() - _WIDEST**2 - 1).clamp(min=0).sqrt() / 2
+    far = _enlarge(blur(_halve(near), rest), near)
+    return torch.lerp(near, far, (4 * sigma / _WIDEST - 3).clamp(0, 1)[:, None, None, None])
+
+
+def _halve(image: Tensor) -> Tensor:
+    return F.interpolate(image, size=[(side + 1) // 2 for side in image.shape[-2:]], mode="bilinear")
+
+
+def _enlarge(image: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(image, size=like.shape[-2:], mode="bilinear")
+
+
+def _bell(sigma: Tensor) -> Tensor:
+    """Gaussian kernels ``(n, 2 reach + 1)``."""
+    place = torch.arange(-_REACH, _REACH + 1, device=sigma.device)
+    # Not below exp(-20): products with denormal numbers take a CPU ten times as long.
+    weight = (-0.5 * (place / sigma.clamp(min=1e-2)[:, None]).square()).clamp(min=-20).exp()
+    return weight / weight.sum(dim=1, keepdim=True)
+
+
+def _convolve(image: Tensor, kernel: Tensor) -> Tensor:
+    """Rows and columns with each sample's kernel ``(n, k)``."""
+    count, channels, height, width = image.shape
+    reach = kernel.shape[1] // 2
+    flat = F.pad(image, (reach, reach, reach, reach), mode="replicate").flatten(0, 1)[None]
+    each = kernel.repeat_interleave(channels, dim=0)[:, None, None]
+    rows = F.conv2d(flat, each, groups=count * channels)
+    return F.conv2d(rows, each.transpose(2, 3), groups=count * channels).view(count, channels, height, width)
+
+
+def take(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixels from other places; places beyond the border are mirrored at it, where they are not far off.
+
+    Args:
+        image: ``(n, C, H, W)``.
+        rows: int64, broadcasts with ``columns`` to ``(n, H, W)``.
+        columns: the same.
+
+    Returns:
+        ``(n, C, H, W)``.
+    """
+    height, width = image.shape[-2:]
+    place = _mirror(rows, height) * width + _mirror(columns, width)
+    flat = place.flatten(1)[:, None].expand(-1, image.shape[1], -1)
+    return image.flatten(2).gather(2, flat).view(image.shape)
+
+
+def _mirror(place: Tensor, size: int) -> Tensor:
+    inside = torch.where(place < 0, -1 - place, place)
+    return torch.where(inside >= size, 2 * size - 1 - inside, inside).clamp(0, size - 1)
+
+
+class GaussianNoise(Operation):
+    """Noise of the same deviation everywhere, grey or in each channel of its own (Hendrycks & Dietterich, 2019)."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Deviation and noise."""
+        return {"deviation": 0.2 * strength * uniform(strength, 0.4, 1), "noise": _noise(strength, height, width)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Added."""
+        return torch.addcmul(image, params["noise"], column(params["deviation"]))
+
+
+class ShotNoise(Operation):
+    """Noise that grows with the root of the light, a normal approximation of counted photons (Foi et al., 2008)."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Deviation at white, and noise."""
+        return {"deviation": 0.3 * strength * uniform(strength, 0.4, 1), "noise": _noise(strength, height, width)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Added, times the root."""
+        return torch.addcmul(image, params["noise"] * column(params["deviation"]), image.clamp(min=0).sqrt())
+
+
+def _noise(like: Tensor, height: int, width: int) -> Tensor:
+    """Normal noise ``(n, 3, H, W)``, the same in all channels for half of the samples."""
+    noise = torch.randn(len(like), 3, height, width, device=like.device)
+    return torch.where(column(uniform(like) < 0.5), noise[:, :1], noise)
+
+
+class FractalNoise(Operation):
+    """Clouds with detail at every scale, as stains and as uneven light (plasma; Fournier et al., 1982)."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """A field of mean 0 and deviation 1, how it multiplies, and with which colour it adds."""
+        return {
+            "field": _plasma(1 / uniform(strength, 0.4, 0.8), height, width),
+            "gain": 0.28 * strength * uniform(strength, 0.3, 1),
+            "tint": 0.06 * strength[:, None] * uniform(strength, -1, 1, 3),
+        }
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Both at once."""
+        return image + params["field"] * (column(params["gain"]) * image + column(params["tint"]))
+
+
+def _plasma(growth: Tensor, height: int, width: int) -> Tensor:
+    """``(n, 1, H, W)``: from octave to octave the coarser is enlarged and outweighs the finer by ``growth``."""
+    sizes = [(height, width)]
+    while max(sizes[-1]) > 3:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    field = torch.zeros(len(growth), 1, *sizes[-1], device=growth.device)
+    for size in reversed(sizes):
+        coarse = F.interpolate(field, size=size, mode="bicubic") * column(growth)
+        field = coarse + torch.randn(coarse.shape, device=growth.device)
+    field = field - field.mean(dim=(2, 3), keepdim=True)
+    return field / field.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+
+
+class Blur(Operation):
+    """Out of focus, as a Gaussian."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Deviation in pixels."""
+        return {"sigma": 0.02 * min(height, width) * strength * uniform(strength, 0.3, 1)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """``blur``."""
+        return blur(image, params["sigma"])
+
+
+class MotionBlur(Operation):
+    """Smeared along a line, as by a hand that shakes."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """The line, in pixels down and right."""
+        length = 0.08 * min(height, width) * strength * uniform(strength, 0.4, 1)
+        angle = uniform(strength, 0, math.pi)
+        return {"line": torch.stack([angle.sin(), angle.cos()], dim=1) * length[:, None]}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Exact in the frequency domain, for any length and angle at the same price."""
+        line = params["line"]
+        height, width = image.shape[-2:]
+        # Half of the longest line of `draw` on each side, and up to sizes that transform fast.
+        edge = max(1, round(0.04 * min(height, width)))
+        down, right = (-(-(size + 2 * edge) // 16) * 16 - size - edge for size in (height, width))
+        wide = F.pad(image, (edge, right, edge, down), mode="replicate")
+        y = torch.fft.fftfreq(wide.shape[-2], device=image.device)
+        x = torch.fft.rfftfreq(wide.shape[-1], device=image.device)
+        kept = torch.sinc(line[:, 0, None, None] * y[:, None] + line[:, 1, None, None] * x)
+        smeared = torch.fft.irfft2(torch.fft.rfft2(wide) * kept[:, None], s=wide.shape[-2:])
+        return smeared[..., edge : edge + height, edge : edge + width]
+
+
+class Sharpen(Operation):
+    """Unsharp mask: what a blur takes away, added once more and more."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Deviation of the blur in pixels, and gain."""
+        sigma = 0.5 + 0.01 * min(height, width) * uniform(strength, 0, 1)
+        return {"sigma": sigma, "gain": 3 * strength * uniform(strength, 0.4, 1)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Beyond the picture."""
+        return torch.lerp(image, blur(image, params["sigma"]), -column(params["gain"]))
+
+
+class Median(Operation):
+    """Small things gone and edges kept: medians of 3 x 3 pixels, from far apart to neighbours (Tukey, 1977)."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """How far to go."""
+        return {"weight": strength * uniform(strength, 0.6, 1)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Steps scale with the picture."""
+        smooth, step = image, max(1, round(min(image.shape[-2:]) / 100))
+        while step:
+            smooth, step = _median(smooth, step), step // 2
+        return torch.lerp(image, smooth, column(params["weight"]))
+
+
+def _median(image: Tensor, step: int) -> Tensor:
+    """Of 3 x 3 pixels ``step`` apart, by 18 comparisons of shifted views: kornia's median_blur takes 5 times as long."""
+    height, width = image.shape[-2:]
+    wide = F.pad(image, (step, step, step, step), mode="replicate")
+    a, b, c = (wide[..., shift : shift + height, :] for shift in (0, step, 2 * step))
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    columns = torch.minimum(low, c), torch.maximum(low, torch.minimum(high, c)), torch.maximum(high, c)
+    least, middle, most = ([one[..., shift : shift + width] for shift in (0, step, 2 * step)] for one in columns)
+    least_of_most = torch.minimum(torch.minimum(most[0], most[1]), most[2])
+    most_of_least = torch.maximum(torch.maximum(least[0], least[1]), least[2])
+    return _middle(most_of_least, _middle(*middle), least_of_most)
+
+
+def _middle(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+
+
+class Jpeg(Operation):
+    """Stored with loss: blocks of 8 x 8 rounded in frequency, colour at half the size (ITU-T T.81, 1992)."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Multiple of the standard's tables, which 50 of 100 stands for in libjpeg; and how far to go."""
+        return {"coarse": 0.2 + 7 * strength.square() * uniform(strength, 0.4, 1), "weight": (4 * strength).clamp(max=1)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """kornia's codec, with a true rounding, takes 4 times as long."""
+        height, width = image.shape[-2:]
+        to = _TO_YCC.to(image)
+        wide = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate")
+        ycc = affine(wide - 0.5, to.expand(len(image), 3, 3), torch.zeros(len(image), 3, device=image.device))
+        small = F.interpolate(ycc[:, 1:], scale_factor=0.5, mode="bilinear")
+        light = _round(ycc[:, :1], _LIGHT.to(image), params["coarse"])
+        color = F.interpolate(_round(small, _COLOR.to(image), params["coarse"]), scale_factor=2, mode="bilinear")
+        back = torch.linalg.inv(_TO_YCC).to(image).expand(len(image), 3, 3)
+        half = torch.full((len(image), 3), 0.5, device=image.device)
+        result = affine(torch.cat([light, color], dim=1), back, half)[..., :height, :width]
+        return torch.lerp(image, result, column(params["weight"]))
+
+
+def _round(planes: Tensor, table: Tensor, coarse: Tensor) -> Tensor:
+    """Planes ``(n, c, H, W)`` in -0.5..0.5 through rounded cosine transforms of 8 x 8."""
+    count, channels, height, width = planes.shape
+    basis = torch.kron(_COSINES, _COSINES).to(planes)
+    step = column((table.flatten() * coarse[:, None]).clamp(min=1) / 255).repeat_interleave(channels, dim=0)[..., 0]
+    blocks = F.pixel_unshuffle(planes.reshape(-1, 1, height, width), 8)
+    rounded = torch.round(basis @ blocks.flatten(2) / step) * step
+    return F.pixel_shuffle((basis.T @ rounded).view(blocks.shape), 8).view(planes.shape)
+
+
+class Elastic(Operation):
+    """Bent like rubber (Simard et al., 2003), by a few cosines, which are smooth at any size and need no enlarging."""
+
+    group = "texture"
+    moves = True
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Height of each wave, down and right, where the picture reaches from -1 to 1."""
+        wave = torch.arange(_WAVES, device=strength.device)
+        size = 0.1 / (1 + wave[:, None].square() + wave.square()).sqrt()
+        height_of = torch.randn(len(strength), 2, _WAVES, _WAVES, device=strength.device).clamp(-2, 2)
+        return {"waves": height_of * size * strength[:, None, None, None]}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Sampled at moved places, mirrored beyond the border."""
+        y, x = grid(image)
+        wave = torch.arange(_WAVES, device=image.device)
+        down = ((y.flatten()[:, None] + 1) * (math.pi / 2) * wave).cos()
+        right = ((x.flatten() + 1) * (math.pi / 2) * wave[:, None]).cos()
+        move = down @ params["waves"] @ right
+        places = torch.stack([move[:, 1] + x[0], move[:, 0] + y[0]], dim=-1)
+        return F.grid_sample(image, places, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+class RandomConvolution(Operation):
+    """Through random 3 x 3 kernels over all channels: other texture, same shape (Xu et al., 2021)."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Kernels, mixed with the one that changes nothing."""
+        nothing = torch.zeros(3, 3, 3, 3, device=strength.device)
+        nothing[:, :, 1, 1] = torch.eye(3, device=strength.device)
+        weight = (strength * uniform(strength, 0.5, 1))[:, None, None, None, None]
+        random = torch.randn(len(strength), 3, 3, 3, 3, device=strength.device) / 27**0.5
+        return {"kernel": (1 - weight) * nothing + weight * random}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Brought back to each channel's mean and deviation."""
+        wide = F.pad(image, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[None]
+        mixed = F.conv2d(wide, params["kernel"].flatten(0, 1), groups=len(image)).view(image.shape)
+        (mean, deviation), (found, spread) = _statistics(image), _statistics(mixed)
+        gain = (deviation / spread.clamp(min=1e-4)).clamp(max=4)
+        return torch.addcmul(mean - found * gain, mixed, gain)
+
+
+def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, ``(n, 3, 1, 1)``, in a fifth of the time of ``torch.std_mean``."""
+    mean = image.mean(dim=(2, 3), keepdim=True)
+    square = torch.linalg.vector_norm(image, dim=(2, 3), keepdim=True).square() / image[0, 0].numel()
+    return mean, (square - mean.square()).clamp(min=0).sqrt()
+
+
+class PatchShuffle(Operation):
+    """Tiles in another order, with more strength further from where they were (Kang et al., 2017)."""
+
+    group = "texture"
+    moves = True
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Tiles a side, and which tile comes where: of the table's entries the first ones, a side's square."""
+        side = 3 + (uniform(strength) * (_TILES - 2)).long()
+        place = torch.arange(_TILES**2, device=strength.device)
+        used = side[:, None].square()
+        key = place + strength[:, None] * used * uniform(strength, 0, 1, _TILES**2)
+        return {"side": side, "order": torch.where(place < used, key, torch.inf).argsort(dim=1)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """Where a side does not divide the picture, the last tiles are filled up by a mirror."""
+        height, width = image.shape[-2:]
+        side = params["side"][:, None, None]
+        tall, broad = -(-height // side), -(-width // side)
+        y = torch.arange(height, device=image.device)[:, None]
+        x = torch.arange(width, device=image.device)
+        tile = (y // tall * side + x // broad).flatten(1)
+        source = params["order"].gather(1, tile).view(len(image), height, width)
+        return take(image, source // side * tall + y % tall, source % side * broad + x % broad)
+
+
+class Tile(Operation):
+    """A part of the picture, mirrored over and over, so that no seam shows."""
+
+    group = "texture"
+    moves = True
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """First row and column of the part, and its size, shares of the picture's."""
+        size = 1 - strength[:, None] * uniform(strength, 0.3, 0.75, 1) * uniform(strength, 0.8, 1.0, 2)
+        return {"start": (1 - size) * uniform(strength, 0, 1, 2), "size": size}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """The part stays where it is."""
+        rows, columns = (
+            _wave(size, params["start"][:, axis, None], params["size"][:, axis, None])
+            for axis, size in enumerate(image.shape[-2:])
+        )
+        return take(image, rows[:, :, None], columns[:, None])
+
+
+def _wave(size: int, start: Tensor, share: Tensor) -> Tensor:
+    """Places ``(n, size)`` that go forth and back over a part."""
+    first = (start * size).long()
+    part = (share * size).round().long().clamp(min=1)
+    at = (torch.arange(size, device=start.device) - first) % (2 * part)
+    return first + torch.where(at < part, at, 2 * part - 1 - at)
+
+
+class Detail(Operation):
+    """Detail of each size made stronger, band by band of a pyramid (Burt & Adelson, 1983)."""
+
+    group = "texture"
+
+    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Gains of the bands, the finest first; the coarsest is an eighth of the picture wide."""
+        bands = max(1, round(math.log2(min(height, width) / 16)))
+        return {"gains": strength[:, None] * uniform(strength, 0, 2, bands)}
+
+    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
+        """What halving takes away, times its gain."""
+        return _boost(image, params["gains"])
+
+
+def _boost(image: Tensor, gains: Tensor) -> Tensor:
+    if not gains.shape[1]:
+        return image
+    gain = 1 + column(gains[:, 0])
+    half = _halve(image)
+    rest = _boost(half, gains[:, 1:]) - gain * half
+    return torch.addcmul(_enlarge(rest, image), image, gain)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from infill_aug.variation.operation import (
+    GROUPS,
+    Operation,
+    constant,
+    find_operation,
+    list_operations,
+    strength_range,
+)
+
+
+def test_every_operation_is_found_by_its_name_in_its_group():
+    for group in GROUPS:
+        names = list_operations(group)
+        assert len(names) >= 7
+        for name in names:
+            kind = find_operation(name)
+            assert issubclass(kind, Operation)
+            assert kind.group == group
+            assert kind.name == name
+            assert kind.__doc__
+            assert kind.__doc__ != Operation.__doc__
+    assert sorted(name for group in GROUPS for name in list_operations(group)) == list_operations()
+    assert find_operation("sharpen_the_cat") is None
+    with pytest.raises(ValueError, match=r"'style', 'color', 'texture'.*'shape'"):
+        list_operations("shape")
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.5, (0.5, 0.2), (0.1,), "much", None, float("nan"), (0, 2), True])
+def test_a_strength_out_of_range_is_refused(strength):
+    with pytest.raises(ValueError, match=r"strength must be a number in 0..1 or two that rise"):
+        strength_range(strength)
+
+
+def test_strengths_lie_in_their_range_one_a_sample():
+    seen = []
+
+    class _Seen(Operation):
+        def draw(self, strength, height, width):
+            seen.append(strength)
+            return {"strength": strength}
+
+        def vary(self, image, **params):
+            return image * params["strength"].view(-1, 1, 1, 1)
+
+    image = torch.ones(500, 3, 2, 2)
+    varied = _Seen(strength=(0.2, 0.6))(image)
+    assert ((seen[0] >= 0.2) & (seen[0] <= 0.6)).all()
+    assert seen[0].std() > 0.08
+    assert torch.equal(varied[:, 0, 0, 0], seen[0])
+    assert _Seen(strength=0.4).strength == (0.1, 0.4)
+    half = _Seen(p=0.5)(image)
+    assert 150 < int((half == 1).all(dim=(1, 2, 3)).sum()) < 350
+    assert len(_Seen(same_on_batch=True)(image).unique()) == 1
+    assert find_operation("_seen") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_come_back_as_they_were(dtype):
+    varied = find_operation("jitter")()(torch.rand(2, 3, 5, 7).to(dtype))
+    assert varied.dtype == dtype
+    assert ((varied >= 0) & (varied <= 1)).all()
+
+
+def test_a_constant_is_made_once_for_each_device():
+    made = []
+
+    def make():
+        made.append(1)
+        return torch.ones(2, dtype=torch.float64)
+
+    first = constant(make, torch.device("cpu"))
+    assert first.dtype == torch.float32
+    assert constant(make, torch.device("cpu")) is first
+    assert len(made) == 1
