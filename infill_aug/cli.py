@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("store")
     inspect.add_argument("--picture", help="write a PNG of some stored infills to this file")
     inspect.add_argument("--count", type=int, default=24, help="infills in the picture (default: %(default)s)")
+    inspect.add_argument(
+        "--variations", nargs="*", metavar="OPERATION",
+        help="the picture shows infills under these operations of Variation, by name (default: all of them)",
+    )  # fmt: skip
 
     verify = _command(commands, "verify", _verify, "read every record of a store and check it")
     verify.add_argument("store")
@@ -198,10 +202,25 @@ def _inspect(options: Any) -> int:
     print(f"{len(failures)} failures recorded")
     for failure in failures[-5:]:
         print(f"  sample {failure.get('sample')}: {failure.get('reason')}")
+    if options.variations is not None:
+        return _show_variations(store, options)
     if options.picture:
         from infill_aug.cache.inspect import save_contact_sheet
 
         print(f"{save_contact_sheet(store, Path(options.picture), options.count)} infills in {options.picture}")
+    return 0
+
+
+def _show_variations(store: Any, options: Any) -> int:
+    from torchvision.io import write_png
+
+    from infill_aug.cache.inspect import widest_infills
+    from infill_aug.variation.sheet import variation_sheet
+
+    if not options.picture:
+        raise ValueError("--variations needs --picture FILE to draw into")
+    write_png(variation_sheet(*widest_infills(store, 6), operations=options.variations or None), options.picture)
+    print(f"{', '.join(options.variations) or 'every operation'} in {options.picture}")
     return 0
 
 

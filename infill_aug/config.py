@@ -36,11 +36,13 @@ class ThresholdStateConfig:
 
 @dataclass
 class VariationConfig:
-    """``Variation``: random colour and texture of the infill."""
+    """``Variation``: random style, colour and texture of the infill; each a number, names, or an ``OperationChoice``."""
 
     _target_: str = "infill_aug.Variation"
-    color: float = 0.5
-    texture: float = 0.3
+    style: Any = 0.5
+    color: Any = 0.5
+    texture: Any = 0.3
+    same_on_batch: bool = False
 
 
 @dataclass
@@ -58,6 +60,7 @@ class InfillAugmentConfig:
     normalize: Any = None
     # OmegaConf knows no dtype, so a node that fetches one stands for it.
     dtype: Any = field(default_factory=lambda: {"_target_": "hydra.utils.get_object", "path": "torch.float32"})
+    channels_last: bool = False
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -10,8 +11,6 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 Item = TypeVar("Item")
-
-_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 class Prefetcher:
@@ -27,6 +26,8 @@ class Prefetcher:
           after the next. Nothing is fetched across the end of an epoch: the first batch of the next sees the new one
         * an error of the loader or of the augmentation is raised at the batch that it belongs to
         * after a ``break`` the batch ahead is dropped; its draws were made
+        * not for an augmentation that is compiled with CUDA graphs (``mode="reduce-overhead"``): the batch ahead would
+          be written over the one in use
 
     Args:
         loader: iterable of batches, a ``DataLoader`` as a rule. With ``pin_memory=True`` its own thread pins them.
@@ -51,8 +52,11 @@ class Prefetcher:
         if not callable(augment):
             raise TypeError(f"augment must be callable on a batch, an InfillAugment say, got {type(augment).__name__}")
         self.loader, self.augment, self.device = loader, augment, torch.device(device)
-        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"there is no device {device}: torch sees {torch.cuda.device_count()} GPUs; 'cpu' works")
+        if self.device.type == "cuda":
+            if (self.device.index or 0) >= torch.cuda.device_count():
+                raise ValueError(f"there is no {device}: torch sees {torch.cuda.device_count()} CUDA GPUs; try 'cpu'")
+            if self.device.index is None:
+                self.device = torch.device("cuda", torch.cuda.current_device())
         if isinstance(augment, nn.Module):
             augment.to(self.device)
 
@@ -66,39 +70,45 @@ class Prefetcher:
         return prefetch(iter(self.loader), self._prepare, self.device, self.augment)
 
     def _prepare(self, batch: Any) -> Any:
-        batch = pin(batch, self.device)
-        # A copy to the CPU that is not waited for would be read before it is there.
-        blocking = self.device.type != "cuda"
-        return self.augment(tree_map_only(torch.Tensor, lambda x: x.to(self.device, non_blocking=not blocking), batch))
+        # Only to a GPU without waiting: what is copied to the CPU could be read before it is there.
+        free = self.device.type == "cuda"
+        pinned = pin(batch, self.device)
+        return self.augment(tree_map_only(torch.Tensor, lambda x: x.to(self.device, non_blocking=free), pinned))
 
 
 def prefetch(
-    batches: Iterator[Any], prepare: Callable[[Any], Any], device: torch.device, augment: Any = None
+    batches: Iterator[Any],
+    prepare: Callable[[Any], Any],
+    device: torch.device,
+    augment: Any = None,
+    *,
+    ahead: bool | None = None,
 ) -> Iterator[Any]:
-    """Yield ``prepare(batch)`` of each batch; on CUDA one is ahead, on a side stream.
+    """Yield ``prepare(batch)`` of each batch, one ahead of the one in use and on a side stream.
 
     Args:
         batches: of the loader.
         prepare: copies a batch to the device and augments it.
         device: of the training.
         augment: where it has a ``masked_share``, that is kept in step with the batch in use.
+        ahead: look ahead at all; by default on CUDA, the only device with streams that run side by side.
     """
-    if device.type != "cuda":
+    if not (device.type == "cuda" if ahead is None else ahead):
         yield from map(prepare, batches)
         return
-    stream = _side_stream(device)
+    streams, side = torch.get_device_module(device), _side_stream(device)
 
-    def start(batch: Any) -> tuple[Any, Any, torch.cuda.Event]:
+    def start(batch: Any) -> tuple[Any, Any, Any]:
         # The batch ahead uses memory, weights and, where the loader gives tensors of the device, data of work that the
         # training has issued so far. It goes on from there, and still runs beside the step that is issued next.
-        stream.wait_stream(torch.cuda.current_stream(stream.device))
-        with torch.cuda.stream(stream):
+        side.wait_stream(streams.current_stream(device))
+        with streams.stream(side):
+            _record(batch, side)
             prepared = prepare(batch)
-            _record(batch, stream)
-            return prepared, getattr(augment, "masked_share", None), stream.record_event()
+            return prepared, getattr(augment, "masked_share", None), side.record_event()
 
-    def hand_over(prepared: Any, share: Any, done: torch.cuda.Event) -> Any:
-        current = torch.cuda.current_stream(stream.device)
+    def hand_over(prepared: Any, share: Any, done: Any) -> Any:
+        current = streams.current_stream(device)
         current.wait_event(done)
         _record((prepared, share), current)
         if share is not None:
@@ -143,17 +153,14 @@ def _take(items: Iterator[Item]) -> tuple[list[Item], Exception | None]:
         return [], error
 
 
-def _record(batch: Any, stream: torch.cuda.Stream) -> None:
+def _record(batch: Any, stream: Any) -> None:
     """Keep the memory of a batch from being used again before what was issued on ``stream`` is done with it."""
     for tensor in tree_leaves(batch):
         if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
             tensor.record_stream(stream)
 
 
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
     """One for each device: memory is kept by stream, and one for each epoch would hold on to as much again."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    device = torch.device("cuda", index)
-    if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
-    return _streams[device]
+    return torch.get_device_module(device).Stream(device)

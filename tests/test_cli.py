@@ -41,6 +41,14 @@ def test_build_inspect_verify_and_prune_go_together(pictures, tmp_path, capsys):
     assert status == 0
     assert "backend noise" in out
     assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 10
+    sheet = tmp_path / "variations.png"
+    status, out, _ = run("inspect", store, "--picture", sheet, "--variations", "night", "blur", capsys=capsys)
+    assert status == 0
+    assert "night, blur in" in out
+    assert np.asarray(Image.open(sheet)).shape == (2 * 131, 130 + 7 * 131, 3)
+    status, _, error = run("inspect", store, "--variations", "night", capsys=capsys)
+    assert status != 0
+    assert "--picture FILE" in error
     assert run("verify", store, capsys=capsys)[0] == 0
     run(*BUILD, pictures, "--store", store, "--backend", "push_pull", capsys=capsys)
     status, out, _ = run("prune", store, capsys=capsys)

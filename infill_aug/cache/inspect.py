@@ -101,8 +101,40 @@ def save_contact_sheet(store: InfillStore, path: Path, count: int = 24, side: in
     return len(tiles)
 
 
+def widest_infills(store: InfillStore, count: int, side: int = 128) -> tuple[Tensor, Tensor]:
+    """The middle of some stored infills at the widest level, with their masks.
+
+    Args:
+        store: an open store.
+        count: most infills.
+        side: pixels of each.
+
+    Returns:
+        ``(B, 3, side, side)`` float32 in 0..1, grey where the image was kept, and ``(B, 1, side, side)`` bool.
+
+    Raises:
+        ValueError: the store holds no infills.
+    """
+    found: list[Tensor] = []
+    for _, entry in entries(store):
+        payload = store.get(next((key for level in reversed(entry["infills"]) for key in level if key), ""))
+        if payload is not None:
+            found.append(_middle(decode_pixels(payload), side))
+        if len(found) == count:
+            break
+    if not found:
+        raise ValueError(f"the store at {store.path} holds no infills; run infill-aug build")
+    together = torch.stack(found)
+    return together[:, :3].float() / 255, together[:, 3:] > 127
+
+
+def _middle(stored: Tensor, side: int) -> Tensor:
+    mask = stored[3:] if stored.shape[0] == 4 else torch.full_like(stored[:1], 255)
+    colour = torch.where(mask > 0, stored[:3], 128)
+    square = F.center_crop(torch.cat([colour, mask]), [min(stored.shape[-2:])] * 2)
+    return F.resize(square, [side, side], antialias=True)
+
+
 def _tile(payload: bytes, side: int) -> Tensor:
     """The middle of a stored picture, what was kept in grey."""
-    stored = decode_pixels(payload)
-    colour = stored[:3] if stored.shape[0] != 4 else torch.where(stored[3:] > 0, stored[:3], 128)
-    return F.resize(F.center_crop(colour, [min(stored.shape[-2:])] * 2), [side, side], antialias=True)
+    return _middle(decode_pixels(payload), side)[:3]

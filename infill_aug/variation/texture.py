@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,6 @@ from torch import Tensor
 from infill_aug.variation.color import affine, grid
 from infill_aug.variation.operation import Operation, column, uniform
 
-# Deviation in pixels from which a blur goes on at half the size, and the reach of its kernel.
-_WIDEST, _REACH = 2.0, 5
 # Waves of an elastic change in each direction, and most tiles a side.
 _WAVES, _TILES = 5, 6
 # The orthogonal cosine transform of 8 numbers, and the tables of its rounding (ITU-T T.81, annex K), row by row.
@@ -29,54 +28,52 @@ _TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5
 
 
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, each sample with a deviation of its own, beyond the border what lies on it.
+    """Gaussian blur, each sample with a deviation of its own, at the same price for any.
 
     Args:
-        image: ``(n, C, H, W)`` float32.
-        sigma: ``(n,)`` in pixels, from 0 to about a quarter of the longer side.
+        image: ``(n, C, H, W)`` float32; beyond the border lies what lies on it.
+        sigma: ``(n,)`` in pixels, from 0 to a twentieth of the picture: from there opposite sides begin to mix.
 
     Returns:
         ``(n, C, H, W)``.
 
     Example:
-        >>> blur(torch.rand(2, 3, 8, 8), torch.tensor([0.0, 3.0])).shape
-        torch.Size([2, 3, 8, 8])
+        >>> blur(torch.rand(2, 3, 64, 64), torch.tensor([0.0, 3.0])).shape
+        torch.Size([2, 3, 64, 64])
     """
-    # A kernel as wide as the widest blur costs every sample its width: small kernels and halved sizes cost 4/3 of one.
-    # kornia's gaussian_blur2d has the wide kernel, and takes twice as long with the same one.
-    near = _convolve(image, _bell(sigma.clamp(max=_WIDEST)))
-    if max(image.shape[-2:]) <= 2 * _REACH:
-        return near
-    # Halving and enlarging blur by themselves, by a variance of 1.
-    rest = (sigma.square() - _WIDEST**2 - 1).clamp(min=0).sqrt() / 2
-    far = _enlarge(blur(_halve(near), rest), near)
-    return torch.lerp(near, far, (4 * sigma / _WIDEST - 3).clamp(0, 1)[:, None, None, None])
+    fall = -2 * (math.pi * sigma[:, None, None]).square()
+
+    def bell(frequency: Tensor) -> Tensor:
+        # Not below exp(-30): numbers that are nearly zero (denormal) take a CPU ten times as long.
+        return (fall * frequency.square()).clamp(min=-30).exp()
+
+    return _filter(image, lambda y, x: bell(y) * bell(x))
+
+
+def _filter(image: Tensor, response: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Times a response to the frequencies of rows ``(H, 1)`` and columns ``(W,)``, in turns a pixel.
+
+    A convolution takes as long for one or two pictures, and longer with wide kernels or ones that do not separate.
+    """
+    height, width = image.shape[-2:]
+    top, left = height // 16 + 2, width // 16 + 2
+    tall, broad = _fast_size(height + 2 * top), _fast_size(width + 2 * left)
+    wide = F.pad(image, (left, broad - width - left, top, tall - height - top), mode="replicate")
+    kept = response(
+        torch.fft.fftfreq(tall, device=image.device)[:, None], torch.fft.rfftfreq(broad, device=image.device)
+    )
+    result = torch.fft.irfft2(torch.fft.rfft2(wide) * kept[:, None], s=(tall, broad))
+    return result[..., top : top + height, left : left + width]
+
+
+def _fast_size(size: int) -> int:
+    """The next size that has a high power of two in it."""
+    step = 1 << max(1, (size - 1).bit_length() - 4)
+    return -(-size // step) * step
 
 
 def _halve(image: Tensor) -> Tensor:
     return F.interpolate(image, size=[(side + 1) // 2 for side in image.shape[-2:]], mode="bilinear")
-
-
-def _enlarge(image: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(image, size=like.shape[-2:], mode="bilinear")
-
-
-def _bell(sigma: Tensor) -> Tensor:
-    """Gaussian kernels ``(n, 2 reach + 1)``."""
-    place = torch.arange(-_REACH, _REACH + 1, device=sigma.device)
-    # Not below exp(-20): products with denormal numbers take a CPU ten times as long.
-    weight = (-0.5 * (place / sigma.clamp(min=1e-2)[:, None]).square()).clamp(min=-20).exp()
-    return weight / weight.sum(dim=1, keepdim=True)
-
-
-def _convolve(image: Tensor, kernel: Tensor) -> Tensor:
-    """Rows and columns with each sample's kernel ``(n, k)``."""
-    count, channels, height, width = image.shape
-    reach = kernel.shape[1] // 2
-    flat = F.pad(image, (reach, reach, reach, reach), mode="replicate").flatten(0, 1)[None]
-    each = kernel.repeat_interleave(channels, dim=0)[:, None, None]
-    rows = F.conv2d(flat, each, groups=count * channels)
-    return F.conv2d(rows, each.transpose(2, 3), groups=count * channels).view(count, channels, height, width)
 
 
 def take(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -192,18 +189,9 @@ class MotionBlur(Operation):
         return {"line": torch.stack([angle.sin(), angle.cos()], dim=1) * length[:, None]}
 
     def vary(self, image: Tensor, **params: Tensor) -> Tensor:
-        """Exact in the frequency domain, for any length and angle at the same price."""
-        line = params["line"]
-        height, width = image.shape[-2:]
-        # Half of the longest line of `draw` on each side, and up to sizes that transform fast.
-        edge = max(1, round(0.04 * min(height, width)))
-        down, right = (-(-(size + 2 * edge) // 16) * 16 - size - edge for size in (height, width))
-        wide = F.pad(image, (edge, right, edge, down), mode="replicate")
-        y = torch.fft.fftfreq(wide.shape[-2], device=image.device)
-        x = torch.fft.rfftfreq(wide.shape[-1], device=image.device)
-        kept = torch.sinc(line[:, 0, None, None] * y[:, None] + line[:, 1, None, None] * x)
-        smeared = torch.fft.irfft2(torch.fft.rfft2(wide) * kept[:, None], s=wide.shape[-2:])
-        return smeared[..., edge : edge + height, edge : edge + width]
+        """Exact, for any length and angle at the same price."""
+        down, right = params["line"][:, :, None, None].unbind(dim=1)
+        return _filter(image, lambda y, x: torch.sinc(down * y + right * x))
 
 
 class Sharpen(Operation):
@@ -417,4 +405,4 @@ def _boost(image: Tensor, gains: Tensor) -> Tensor:
     gain = 1 + column(gains[:, 0])
     half = _halve(image)
     rest = _boost(half, gains[:, 1:]) - gain * half
-    return torch.addcmul(_enlarge(rest, image), image, gain)
+    return torch.addcmul(F.interpolate(rest, size=image.shape[-2:], mode="bilinear"), image, gain)
