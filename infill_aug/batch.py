@@ -210,7 +210,7 @@ class InfillAugment(nn.Module):
         if self._statistics.device != image.device:
             self._statistics = self._statistics.to(image.device)
         mean, std = self._statistics
-        unit = image.float() / 255 if image.dtype == torch.uint8 else image.to(torch.float32, copy=True)
+        unit = image.float().div_(255) if image.dtype == torch.uint8 else image.to(torch.float32, copy=True)
         layout = torch.channels_last if self.channels_last else torch.preserve_format
         return unit.sub_(mean).div_(std).to(self.dtype, memory_format=layout)
 
@@ -222,4 +222,4 @@ class InfillAugment(nn.Module):
 
 def _unit(image: Tensor) -> Tensor:
     """Float32 in 0..1."""
-    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    return image.float().div_(255) if image.dtype == torch.uint8 else image.float()

@@ -20,8 +20,9 @@ class Prefetcher:
         * on CUDA one batch is ahead: copied from pinned memory and augmented on a stream of its own, which the training
           waits for on the device only. Elsewhere the same work is done in order, one batch at a time
         * tensors within dictionaries, lists and tuples are copied; other objects stay where they are
-        * loader and augmentation draw from torch's generators in the order that they have without a ``Prefetcher``. On
-          CUDA a training step that draws as well, dropout say, does so after the batch ahead
+        * loader and augmentation draw from torch's generators in the order that they have without a ``Prefetcher``: a
+          seed gives the same batches. Only what draws in between, such as dropout or a validation within the epoch,
+          does so after the batch ahead on CUDA; the training is then another, though the same in every run
         * a batch ahead has read the ``ThresholdState`` a step early: one that is set within an epoch reaches the batch
           after the next. Nothing is fetched across the end of an epoch: the first batch of the next sees the new one
         * an error of the loader or of the augmentation is raised at the batch that it belongs to

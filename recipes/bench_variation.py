@@ -1,7 +1,6 @@
 """Pictures a second of ``Variation`` beside kornia, torchvision v2 and Albumentations, at equal work.
 
-    python recipes/bench_variation.py                # the table of the libraries
-    python recipes/bench_variation.py --operations   # milliseconds a picture of each operation
+    python recipes/bench_variation.py
 
 Work: from a batch in 8 bits to floating point in 0..1, colour jitter for 80 % of the pictures, Gaussian blur for half,
 Gaussian noise for half, drawn for each picture, except where a library draws once a batch. Albumentations is timed if
@@ -12,6 +11,7 @@ import argparse
 import platform
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 
 import kornia
@@ -22,53 +22,20 @@ import torchvision
 from torchvision.transforms import v2
 
 from infill_aug import Variation
-from infill_aug.variation.operation import find_operation, list_operations
+from infill_aug.variation.texture import Blur, GaussianNoise
 
-JITTER, BLUR, NOISE = (0.8, 1.2), (0.1, 1.0), 0.05
-
-
-def ours() -> Callable:
-    """One operation for each part, as the work says."""
-    parts = {"color": ("jitter", 0.8), "texture": ("blur", 0.5), "style": ("gaussian_noise", 0.5)}
-    variation = Variation(**{part: {"operations": [name], "p": p} for part, (name, p) in parts.items()})
-    return lambda batch: variation(batch.float() / 255, torch.ones_like(batch[:, :1], dtype=torch.bool))
+JITTER, HUE, BLUR, NOISE = (0.8, 1.2), (-0.1, 0.1), (0.1, 1.0), 0.05
 
 
-def with_kornia() -> Callable:
-    """Its chain."""
-    chain = K.AugmentationSequential(
-        K.ColorJiggle(JITTER, JITTER, JITTER, (-0.1, 0.1), p=0.8),
-        K.RandomGaussianBlur((5, 5), BLUR, p=0.5),
-        K.RandomGaussianNoise(std=NOISE, p=0.5),
-    )
-    return lambda batch: chain(batch.float() / 255)
-
-
-def torchvision_chain() -> Callable:
-    """Its chain, in 8 bits until the end, which is its fastest way."""
-    return v2.Compose(
-        [
-            v2.RandomApply([v2.ColorJitter(JITTER, JITTER, JITTER, (-0.1, 0.1))], p=0.8),
-            v2.RandomApply([v2.GaussianBlur(5, BLUR)], p=0.5),
-            v2.RandomApply([v2.GaussianNoise(sigma=NOISE)], p=0.5),
-            v2.ToDtype(torch.float32, scale=True),
-        ]
-    )
-
-
-def with_albumentations() -> Callable:
+def albumentations_chain() -> Callable:
     """Its chain on arrays, made a batch of tensors."""
     import albumentations as A
     import cv2
 
     cv2.setNumThreads(torch.get_num_threads())
-    chain = A.Compose(
-        [
-            A.ColorJitter(JITTER, JITTER, JITTER, (-0.1, 0.1), p=0.8),
-            A.GaussianBlur(blur_limit=(5, 5), sigma_limit=BLUR, p=0.5),
-            A.GaussNoise(std_range=(NOISE, NOISE), p=0.5),
-        ]
-    )
+    jitter = A.ColorJitter(JITTER, JITTER, JITTER, HUE, p=0.8)
+    noise = A.GaussNoise(std_range=(NOISE, NOISE), p=0.5)
+    chain = A.Compose([jitter, A.GaussianBlur(blur_limit=(5, 5), sigma_limit=BLUR, p=0.5), noise])
 
     def run(batch: torch.Tensor) -> torch.Tensor:
         pictures = np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy())
@@ -78,39 +45,41 @@ def with_albumentations() -> Callable:
     return run
 
 
-def contestants() -> dict[str, Callable]:
-    """Everything that is installed."""
-    found = {"Variation": ours(), "kornia AugmentationSequential": with_kornia()}
-    chain, each = torchvision_chain(), torchvision_chain()
-    found["torchvision v2, one draw a batch"] = chain
-    found["torchvision v2, each picture"] = lambda batch: torch.stack([each(picture) for picture in batch])
+def contestants(size: int) -> dict[str, Callable]:
+    """Everything that is installed, by name."""
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    # Blur up to one pixel, and noise of .05, as the others'.
+    blur, noise = Blur((0.0, 1 / (0.02 * size))), GaussianNoise((0.25, 0.3))
+    variation = Variation(
+        color={"operations": ["jitter"], "p": 0.8},
+        texture={"operations": [blur], "p": 0.5},
+        style={"operations": [noise], "p": 0.5},
+    )
+    kornias = K.AugmentationSequential(
+        K.ColorJiggle(JITTER, JITTER, JITTER, HUE, p=0.8),
+        K.RandomGaussianBlur((5, 5), BLUR, p=0.5),
+        K.RandomGaussianNoise(std=NOISE, p=0.5),
+    )
+    # In 8 bits until the end, which is its fastest way.
+    torchvisions = v2.Compose(
+        [
+            v2.RandomApply([v2.ColorJitter(JITTER, JITTER, JITTER, HUE)], p=0.8),
+            v2.RandomApply([v2.GaussianBlur(5, BLUR)], p=0.5),
+            v2.RandomApply([v2.GaussianNoise(sigma=NOISE)], p=0.5),
+            to_float,
+        ]
+    )
+    found: dict[str, Callable] = {
+        "Variation": lambda batch: variation(to_float(batch), torch.ones_like(batch[:, :1], dtype=torch.bool)),
+        "kornia AugmentationSequential": lambda batch: kornias(to_float(batch)),
+        "torchvision v2, one draw a batch": torchvisions,
+        "torchvision v2, each picture": lambda batch: torch.stack([torchvisions(picture) for picture in batch]),
+    }
     try:
-        found["Albumentations"] = with_albumentations()
+        found["Albumentations"] = albumentations_chain()
     except ImportError:
         print("Albumentations is not installed")
     return found
-
-
-def seconds(run: Callable, batch: torch.Tensor) -> float:
-    """Of one batch."""
-    started = time.perf_counter()
-    run(batch)
-    return time.perf_counter() - started
-
-
-def operations(options: argparse.Namespace) -> None:
-    """Milliseconds a picture of each operation, drawing and applying, at its middle strength."""
-    print("| group | operation | " + " | ".join(f"{size} px" for size in options.sizes) + " |")
-    print("| --- | --- |" + " --- |" * len(options.sizes))
-    for group in ("color", "texture", "style"):
-        for name in list_operations(group):
-            cells, operation = [], find_operation(name)(strength=(0.6, 0.6))
-            for size in options.sizes:
-                batch = torch.rand(options.batch, 3, size, size)
-                operation(batch)
-                took = statistics.median(seconds(operation, batch) for _ in range(options.rounds))
-                cells.append(f"{1000 * took / options.batch:.2f}")
-            print(f"| {group} | `{name}` | " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -118,9 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 224])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1, help="as in a worker of a data loader")
-    parser.add_argument("--operations", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -128,29 +96,27 @@ def main() -> None:
         f"batch {options.batch}, {options.threads} threads, {platform.machine()}; torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, kornia {kornia.__version__}\n"
     )
-    if options.operations:
-        return operations(options)
-    found = contestants()
-    print("| library | " + " | ".join(f"{size} px, pictures/s (ratio)" for size in options.sizes) + " |")
-    print("| --- |" + " --- |" * len(options.sizes))
-    times: dict[tuple[str, int], list[float]] = {}
+    times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for size in options.sizes:
-        smooth = torch.rand(options.batch, 3, size // 8, size // 8)
-        batch = (torch.nn.functional.interpolate(smooth, size=size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
-        # In turn, so that what else the machine does meets all of them.
+        found = contestants(size)
+        coarse = torch.rand(options.batch, 3, size // 8, size // 8)
+        batch = (torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+        # In turn, so that what else the machine does meets all of them; two rounds to warm up.
         for turn in range(options.rounds + 2):
             for name, run in found.items():
-                took = seconds(run, batch)
+                started = time.perf_counter()
+                run(batch)
                 if turn >= 2:
-                    times.setdefault((name, size), []).append(took)
+                    times[name, size].append(time.perf_counter() - started)
+    print("| library | " + " | ".join(f"{size} px, pictures/s (ratio)" for size in options.sizes) + " |")
+    print("| --- |" + " --- |" * len(options.sizes))
     for name in found:
         cells = []
         for size in options.sizes:
-            pairs = zip(times[name, size], times["Variation", size], strict=True)
-            ratio = statistics.median(theirs / mine for theirs, mine in pairs)
-            cells.append(f"{options.batch / statistics.median(times[name, size]):.0f} ({ratio:.2f})")
+            took, mine = statistics.mean(times[name, size]), statistics.mean(times["Variation", size])
+            cells.append(f"{options.batch / took:.0f} ({took / mine:.2f})")
         print(f"| {name} | " + " | ".join(cells) + " |")
-    print("\nratio: how many times as long as Variation takes, median over the rounds")
+    print("\nratio: how many times as long as Variation it takes; means, since one draw costs more than another")
 
 
 if __name__ == "__main__":

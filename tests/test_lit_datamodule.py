@@ -1,7 +1,11 @@
+import functools
+
 import lightning.pytorch as pl
 import pytest
 import torch
-from tests_support import picture
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from tests_support import launch_ranks, picture
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from torchvision.transforms import v2
@@ -9,8 +13,11 @@ from torchvision.transforms import v2
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.build import build_cache
 from infill_aug.cache.reader import InfillMissError
+from infill_aug.datasets import InfillDataset
+from infill_aug.lit import datamodule
 from infill_aug.lit.callback import AdaptiveThreshold
 from infill_aug.lit.datamodule import InfillDataModule, rebuild_loader
+from infill_aug.prefetch import prefetch
 from infill_aug.threshold import ProportionalLaw, ThresholdState
 
 # Lightning's own advice and its use of a deprecated torch function; neither is ours to act on.
@@ -179,3 +186,239 @@ def test_a_rebuilt_loader_keeps_batch_samplers_and_collate_functions():
     assert list(rebuild_loader(loader, [10, 20, 30])) == [30, 30]
     unbatched = DataLoader([1, 2, 3], batch_size=None)
     assert list(rebuild_loader(unbatched, [4, 5, 6])) == [4, 5, 6]
+
+
+# --- prefetch ---
+
+
+@pytest.fixture(params=["in_order", "ahead"])
+def way(request, monkeypatch):
+    """In order is what a CPU does; ahead is what a GPU does, here without its streams."""
+    if request.param == "ahead":
+        monkeypatch.setattr(datamodule, "prefetch", functools.partial(prefetch, ahead=True))
+    return request.param
+
+
+def train(store, form="pair", inner=None, model=None, module=InfillDataModule, checkpoint=None, **options):
+    """Inner module and model after a training that starts from one seed."""
+    pl.seed_everything(5, verbose=False)
+    inner, model = inner or Inner(form, count=8), model or Model()
+    augment = InfillAugment(0.6, p=0.5, jitter=0.2, dtype=options.pop("dtype", torch.float32))
+    ours = {name: options.pop(name) for name in ("prefetch", "transforms") if name in options}
+    trainer = pl.Trainer(**{"max_epochs": 3, "num_sanity_val_steps": 1, **QUIET, **options})
+    trainer.fit(model, datamodule=module(inner, augment, store, **ours), ckpt_path=checkpoint)
+    return inner, model
+
+
+def same_training(one, two):
+    one, two = (model for _, model in (one, two))
+    assert len(one.train_batches) == len(two.train_batches) > 0
+    for each, other in zip(one.train_batches, two.train_batches, strict=True):
+        each, other = ((b["image"], b["label"]) if isinstance(b, dict) else b for b in (each, other))
+        assert torch.equal(each[0], other[0])
+        assert torch.equal(each[1], other[1])
+    weights = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    return all(torch.equal(*pair) for pair in weights)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"form": "mapping"},
+        {"transforms": v2.RandomCrop(16)},
+        {"limit_train_batches": 1},
+        {"overfit_batches": 1},
+        {"accumulate_grad_batches": 2},
+        {"max_steps": 3, "max_epochs": -1},
+        {"precision": "bf16-mixed"},
+        {"precision": "64-true", "dtype": torch.float64},
+        {"reload_dataloaders_every_n_epochs": 1},
+    ],
+    ids=str,
+)
+def test_a_training_with_prefetch_is_the_one_without_bit_for_bit(store, way, options):
+    assert same_training(train(store, prefetch=True, **options), train(store, **options))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_training_on_a_gpu_with_prefetch_is_the_one_without(store):
+    assert same_training(*(train(store, prefetch=on, accelerator="gpu", devices=1) for on in (True, False)))
+
+
+def test_validations_within_the_epoch_change_nothing_where_batches_are_prefetched_in_order(store):
+    assert same_training(*(train(store, prefetch=on, val_check_interval=1) for on in (True, False)))
+
+
+@pytest.mark.slow
+def test_a_training_with_prefetch_and_workers_is_the_one_without(store, way):
+    class Working(Inner):
+        def train_dataloader(self):
+            return DataLoader(self.samples(), 2, shuffle=True, num_workers=1, persistent_workers=True)
+
+    assert same_training(*(train(store, inner=Working(), prefetch=on) for on in (True, False)))
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_the_precision_of_the_trainer_reaches_targets_with_prefetch_as_without(store, on):
+    class Weighted(Inner):
+        def samples(self):
+            return [{**sample, "weight": torch.tensor(0.5)} for sample in super().samples()]
+
+    options = {"precision": "64-true", "dtype": torch.float64, "max_epochs": 1, "prefetch": on}
+    _, model = train(store, inner=Weighted("mapping"), **options)
+    assert model.train_batches[0]["weight"].dtype == torch.float64
+
+
+def test_prefetched_batches_are_augmented_once_and_go_through_each_hook_once(store, way):
+    augment, inner = InfillAugment(0.7, p=1.0, feather=0), Inner()
+    seen = []
+    augment.register_forward_hook(lambda *_: seen.append(augment.training))
+    pl.Trainer(max_epochs=2, num_sanity_val_steps=1, **QUIET).fit(
+        Model(), datamodule=InfillDataModule(inner, augment, store, prefetch=True)
+    )
+    assert seen == [True] * 4
+    assert inner.calls.count("after") == 4 + 3  # and validation batches
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_training_that_is_resumed_within_an_epoch_is_the_one_without(store, way, tmp_path):
+    ends = []
+    for on in (True, False):
+        keep = ModelCheckpoint(tmp_path / str(on), every_n_train_steps=3, save_top_k=-1)
+        options = {"enable_checkpointing": True, "callbacks": [keep], "prefetch": on}
+        train(store, max_epochs=2, **options)
+        (within,) = (tmp_path / str(on)).iterdir()
+        ends.append(train(store, checkpoint=within, **options))
+    assert same_training(*ends)
+
+
+def test_the_first_batch_of_an_epoch_has_the_threshold_that_the_last_validation_set(store, way):
+    state = ThresholdState.from_threshold(0.1)
+    found = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            found.append((round(state.threshold, 3), round(float(augment.masked_share), 3)))
+
+        def on_validation_end(self, trainer, *_):
+            if not trainer.sanity_checking:
+                state.set(state.strength + 0.1)
+
+    augment = InfillAugment(state, p=1.0, feather=0, protect_above=None)
+    trainer = pl.Trainer(max_epochs=3, num_sanity_val_steps=0, callbacks=[Watch()], **QUIET)
+    trainer.fit(Model(), datamodule=InfillDataModule(Inner(), augment, store, prefetch=True))
+    assert len(found) == 6
+    assert len({threshold for threshold, _ in found}) == 3
+    assert all(share == pytest.approx(threshold, abs=0.03) for threshold, share in found)
+
+
+def test_the_training_loader_stays_a_loader_and_iterated_by_hand_gives_samples_as_without(store):
+    inner = Inner()
+    module = InfillDataModule(inner, InfillAugment(), store, prefetch=True)
+    loader = module.train_dataloader()
+    assert isinstance(loader, DataLoader)
+    assert len(loader) == 2
+    assert set(next(iter(loader))) == {"image", "infill", "confidence", "target"}
+    inner.train_dataloader = lambda: loader
+    with pytest.raises(TypeError, match="is not torch's DataLoader"):
+        module.train_dataloader()
+
+
+def test_a_ready_made_infill_dataset_is_prefetched_too(store):
+    class Ready(Inner):
+        def train_dataloader(self):
+            return DataLoader(InfillDataset(self.samples(), store), batch_size=4, shuffle=True)
+
+    assert same_training(*(train(store, inner=Ready(), prefetch=on) for on in (True, False)))
+
+
+class Stateful(DataLoader):
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+class OwnLoader(DataLoader):
+    pass
+
+
+class OwnHook(InfillDataModule):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return super().on_after_batch_transfer(batch, dataloader_idx)
+
+
+class OwnTransfer(SingleDeviceStrategy):
+    def batch_to_device(self, batch, device=None, dataloader_idx=0):
+        return super().batch_to_device(batch, device, dataloader_idx)
+
+
+class OwnFetch(Model):
+    def training_step(self, dataloader_iter):
+        next(dataloader_iter)
+
+
+def with_loader(kind, store):
+    inner = Inner()
+    inner.train_dataloader = lambda: kind(InfillDataset(inner.samples(), store), batch_size=4)
+    return inner
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader_iter.*")
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda store: {"inner": with_loader(Stateful, store)}, "Stateful keeps a state"),
+        (lambda store: {"inner": with_loader(OwnLoader, store)}, "OwnLoader is not torch's DataLoader"),
+        (lambda store: {"module": OwnHook}, r"OwnHook overrides \['on_after_batch_transfer'\]"),
+        (lambda store: {"strategy": OwnTransfer("cpu")}, "OwnTransfer moves batches in its own way"),
+        (lambda store: {"model": OwnFetch()}, "training_step takes a dataloader_iter"),
+    ],
+    ids=["state", "loader", "hook", "strategy", "fetch"],
+)
+def test_prefetch_is_refused_where_it_cannot_be_right_and_only_there(store, make, why):
+    with pytest.raises(TypeError, match=f"prefetch=True cannot be right here: {why}.*prefetch=False"):
+        train(store, prefetch=True, **make(store))
+    if "model" not in make(store):
+        train(store, max_epochs=1, **make(store))
+
+
+TWO_RANKS = """
+    import functools, pathlib, sys, torch, lightning.pytorch as pl
+    sys.path.insert(0, sys.argv[2])
+    from test_lit_datamodule import QUIET, train
+    from infill_aug.lit import datamodule
+    from infill_aug.prefetch import prefetch
+
+    datamodule.prefetch = functools.partial(prefetch, ahead=True)
+    store = pathlib.Path(sys.argv[1], "store")
+    found = {}
+    for on in (False, True):
+        _, model = train(store, prefetch=on, devices=2, strategy="ddp", num_sanity_val_steps=0)
+        images = torch.stack([images for images, _ in model.train_batches])
+        found[on] = (images, {name: value.clone() for name, value in model.state_dict().items()})
+        sampler = type(model.trainer.train_dataloader.sampler).__name__
+        found["sampler"] = sampler
+    torch.save(found, pathlib.Path(sys.argv[1], f"rank{model.global_rank}.pt"))
+    # Lightning leaves the group to the end of the process, where gloo's threads have been seen to abort it.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_samples_with_prefetch_as_without(store, tmp_path):
+    (tmp_path / "store").symlink_to(store)
+    launch_ranks(TWO_RANKS, tmp_path)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    for found in ranks:
+        assert found["sampler"] == "DistributedSampler"
+        assert torch.equal(found[True][0], found[False][0])
+        assert all(torch.equal(value, found[False][1][name]) for name, value in found[True][1].items())
+    assert not torch.equal(ranks[0][True][0], ranks[1][True][0])
+    assert all(torch.equal(value, ranks[1][True][1][name]) for name, value in ranks[0][True][1].items())

@@ -104,7 +104,7 @@ def test_a_batch_is_handed_out_when_the_next_was_started_and_no_more():
 
     for batch in prefetch(batches(), lambda i: events.append(f"prepare {i}") or i, CPU, ahead=True):
         events.append(f"train {batch}")
-    first, second, third = (["load %d" % i, "prepare %d" % i] for i in range(3))
+    first, second, third = ([f"load {i}", f"prepare {i}"] for i in range(3))
     assert events == [*first, *second, "train 0", *third, "train 1", "train 2"]
 
 

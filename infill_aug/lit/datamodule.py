@@ -168,9 +168,10 @@ class InfillDataModule(pl.LightningDataModule):
             batch = self.transfer_batch_to_device(pin(batch, device), device, 0)
             return self.on_after_batch_transfer(batch, 0)
 
-        # No batch beyond the last one that the loop asks for: its draws would be missing elsewhere.
-        limit = trainer.num_training_batches
-        batches = islice(batches, None if limit == float("inf") else int(limit))
+        # None beyond the last one that the loop asks for in this epoch, which counts from where a training was resumed:
+        # nothing else would make its draws.
+        left = trainer.num_training_batches - (trainer.fit_loop.batch_idx + 1)
+        batches = islice(batches, None if left == float("inf") else int(left))
         yield from map(_Ready, prefetch(batches, prepare, device, self.augment))
 
     def _check_prefetch(self, loader: DataLoader[Any]) -> None:
@@ -186,9 +187,7 @@ class InfillDataModule(pl.LightningDataModule):
         elif own:
             why = f"{type(self).__name__} overrides {own}, which would run twice; move them to the inner data module"
         elif step is not None and "dataloader_iter" in inspect.signature(step).parameters:
-            why = (
-                "training_step takes a dataloader_iter and moves batches itself; infill_aug.Prefetcher can do it there"
-            )
+            why = "training_step takes a dataloader_iter and moves batches itself; it can use infill_aug.Prefetcher"
         elif strategy is not None and any(
             getattr(type(strategy), name) is not getattr(Strategy, name)
             for name in ("batch_to_device", "process_dataloader")

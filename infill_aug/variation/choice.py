@@ -12,8 +12,8 @@ from infill_aug.checks import is_number
 from infill_aug.variation.foreign import make_operation
 from infill_aug.variation.operation import GROUPS, Operation, list_operations, strength_range
 
-# How many operations one call draws: each touches a run of samples. A sample's chances are the same as with a draw of
-# its own, and a batch needs a few launches instead of one for each operation there is.
+# How many operations one call draws: each touches a run of samples, at a random place of the batch. A sample's chances
+# are those of a draw of its own, nothing is gathered, and few operations are launched.
 _AT_ONCE = 4
 # Share of the samples that a group touches, where nobody says.
 _SHARE = {"style": 0.25, "color": 0.8, "texture": 0.5}
@@ -23,7 +23,7 @@ _WEIGHTS |= {"median": 0.5, "patch_shuffle": 0.5, "tile": 0.5, "jpeg": 0.5, "oil
 
 
 class Change(NamedTuple):
-    """What happens to the samples ``start`` to ``stop`` of a batch in random order.
+    """What happens to the samples ``start`` to ``stop`` of a batch.
 
     Args:
         operation: place in the group's list.
@@ -92,7 +92,7 @@ class OperationChoice(nn.Module):
         return self.p == 0 or own
 
     def make_params(self, count: int, height: int, width: int, device: torch.device) -> list[Change]:
-        """Draw what happens to a batch whose samples are in random order.
+        """Draw what happens to a batch.
 
         Which operations, and to how many samples, comes from the CPU's generator, since shapes must be known there
         without waiting for the device; everything else from the device's.

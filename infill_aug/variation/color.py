@@ -21,6 +21,20 @@ _FROM_CONE = torch.tensor(
     [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
      [0.0259040371, 0.7827717662, -0.8086757660]], dtype=torch.float64,
 )  # fmt: skip
+_TO_OPPONENT = _FROM_CONE @ _TO_CONE
+_FROM_OPPONENT = torch.linalg.inv(_TO_OPPONENT)
+# Mean and deviation in that space of palettes that people know: forest, sea, desert, snow, dusk, autumn, neon, ash.
+_PALETTES = torch.tensor(
+    [
+        [[0.35, -0.035, 0.035], [0.14, 0.02, 0.025]], [[0.50, -0.025, -0.045], [0.17, 0.015, 0.03]],
+        [[0.66, 0.020, 0.050], [0.14, 0.015, 0.025]], [[0.84, -0.004, -0.012], [0.10, 0.006, 0.010]],
+        [[0.38, 0.045, -0.010], [0.18, 0.030, 0.035]], [[0.48, 0.045, 0.060], [0.17, 0.025, 0.030]],
+        [[0.42, 0.060, -0.060], [0.24, 0.070, 0.070]], [[0.45, 0.002, 0.004], [0.19, 0.006, 0.006]],
+    ]
+)  # fmt: skip
+# Red and blue against green at 3,000 to 15,000 K, by 500.
+_PLANCKIAN = RandomPlanckianJitter(mode="blackbody").pl
+_LUMA = torch.tensor([0.3, 0.6, 0.1])
 
 
 def affine(image: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
@@ -58,17 +72,9 @@ def opponent_change(image: Tensor, change: Tensor, shift: Tensor) -> Tensor:
     return affine(image, back @ change @ to, moved @ back.T)
 
 
-def _to_opponent() -> Tensor:
-    return _FROM_CONE @ _TO_CONE
-
-
-def _from_opponent() -> Tensor:
-    return torch.linalg.inv(_to_opponent())
-
-
 def opponent_matrices(image: Tensor) -> tuple[Tensor, Tensor]:
     """From RGB to lightness and opponent colours, and back: ``(3, 3)`` each, on the picture's device."""
-    return constant(_to_opponent, image.device), constant(_from_opponent, image.device)
+    return constant(_TO_OPPONENT, image.device), constant(_FROM_OPPONENT, image.device)
 
 
 _spaces = opponent_matrices
@@ -101,11 +107,6 @@ class Jitter(Operation):
         return opponent_change(image, change, shift)
 
 
-def _planckian() -> Tensor:
-    """Red and blue against green at 3,000 to 15,000 K, by 500."""
-    return RandomPlanckianJitter(mode="blackbody").pl
-
-
 class WhiteBalance(Operation):
     """Light of another temperature, along the Planckian locus (Zini et al., 2022)."""
 
@@ -113,7 +114,7 @@ class WhiteBalance(Operation):
 
     def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Gains of red and blue against green."""
-        table = constant(_planckian, strength.device)
+        table = constant(_PLANCKIAN, strength.device)
         neutral = 7.0  # 6,500 K: above it the light changes slowly, so that blue has more steps
         # Not below 4,000 K: there is no blue left to see by.
         side = torch.where(uniform(strength) < 0.5, 2 - neutral, len(table) - 1 - neutral)
@@ -130,18 +131,6 @@ class WhiteBalance(Operation):
         return image * column(all_three / (all_three @ weight)[:, None])
 
 
-def _palettes() -> Tensor:
-    """Mean and deviation of palettes that people know: forest, sea, desert, snow, dusk, autumn, neon, ash."""
-    return torch.tensor(
-        [
-            [[0.35, -0.035, 0.035], [0.14, 0.02, 0.025]], [[0.50, -0.025, -0.045], [0.17, 0.015, 0.03]],
-            [[0.66, 0.020, 0.050], [0.14, 0.015, 0.025]], [[0.84, -0.004, -0.012], [0.10, 0.006, 0.010]],
-            [[0.38, 0.045, -0.010], [0.18, 0.030, 0.035]], [[0.48, 0.045, 0.060], [0.17, 0.025, 0.030]],
-            [[0.42, 0.060, -0.060], [0.24, 0.070, 0.070]], [[0.45, 0.002, 0.004], [0.19, 0.006, 0.006]],
-        ]
-    )  # fmt: skip
-
-
 class Palette(Operation):
     """Mean and deviation of another picture's colours, or of a known palette (Reinhard et al., 2001)."""
 
@@ -150,7 +139,7 @@ class Palette(Operation):
 
     def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Which donor, or which palette instead of one, and how far to go."""
-        known = constant(_palettes, strength.device)[(uniform(strength) * 8).long()]
+        known = constant(_PALETTES, strength.device)[(uniform(strength) * 8).long()]
         return {"weight": strength, "donor": uniform(strength), "instead": uniform(strength) < 0.5, "palette": known}
 
     def vary(self, image: Tensor, **params: Tensor) -> Tensor:
@@ -218,10 +207,6 @@ class Gamma(Operation):
         return image.clamp(min=1e-6).log_().mul_(column(params["gamma"])).exp_()
 
 
-def _luma() -> Tensor:
-    return torch.tensor([0.3, 0.6, 0.1])
-
-
 class Greyscale(Operation):
     """Towards grey, weighted as by a coloured filter before the lens, sometimes toned."""
 
@@ -229,7 +214,7 @@ class Greyscale(Operation):
 
     def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Weights of the channels, tone, and how far to go."""
-        weights = constant(_luma, strength.device) * uniform(strength, 0.3, 1.7, 3)
+        weights = constant(_LUMA, strength.device) * uniform(strength, 0.3, 1.7, 3)
         toned = (uniform(strength) < 0.5)[:, None]
         return {
             "weights": weights / weights.sum(dim=1, keepdim=True),

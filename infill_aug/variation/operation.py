@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -185,6 +185,7 @@ def column(values: Tensor) -> Tensor:
 
 
 @functools.lru_cache
-def constant(make: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """What ``make`` gives, in float32 on a device: copied there once, since a copy in every step would hold it up."""
-    return make().float().to(device)
+def constant(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of a module in float32 on a device: copied there once, since a copy in every step would hold it up."""
+    tensor = tensor() if callable(tensor) else tensor
+    return tensor.float().to(device)

@@ -42,7 +42,7 @@ def variation_sheet(
         ValueError: a name that does not exist.
 
     Example:
-        >>> sheet = variation_sheet(torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32), operations=["jitter"], columns=2)
+        >>> sheet = variation_sheet(torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32), operations=["blur"], columns=2)
         >>> sheet.shape
         torch.Size([3, 35, 235])
     """

@@ -41,6 +41,11 @@ STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "thermal": ("thermal", "infrared", "heat"),
     "neon": ("neon", "cyberpunk", "synthwave", "glowing"),
 }
+# False colours of thermal cameras, from cold to hot ("ironbow"): lightness rises all along.
+_IRON = torch.tensor(
+    [[0.03, 0.02, 0.16], [0.22, 0.02, 0.48], [0.52, 0.04, 0.58], [0.80, 0.17, 0.38], [0.95, 0.42, 0.10],
+     [1.00, 0.70, 0.08], [1.00, 0.92, 0.40], [1.00, 1.00, 0.92]]
+)  # fmt: skip
 # Gains of a band's deviation: below, a picture turns to mush; above, its noise is all there is to see.
 _GAINS = (0.4, 2.5)
 # Style pictures that are kept of a folder, evenly spaced, and their side in pixels.
@@ -86,7 +91,7 @@ def kuwahara(image: Tensor, radius: int) -> Tensor:
     luma = rgb_to_grayscale(image)
     padded = F.pad(torch.cat([image, luma * luma], dim=1), [radius] * 4, mode="replicate")
     # The same means serve all four squares, seen from their corners.
-    means = _box(_box(padded, radius, 3), radius, 2)
+    means = _sums(_sums(padded, radius, 3), radius, 2) / (radius + 1) ** 2
     spread = means[:, 3:] - rgb_to_grayscale(means[:, :3]).square()
     weight = (spread.clamp(min=0) + 1e-4).reciprocal().square()
     weight = weight * weight
@@ -96,18 +101,27 @@ def kuwahara(image: Tensor, radius: int) -> Tensor:
     return total[:, :3] / total[:, 3:]
 
 
-def _flattened(image: Tensor, reach: float) -> Tensor:
-    """Patches of one colour with smooth outlines, found at half the size."""
-    return _enlarged(kuwahara(_smaller(image), max(1, round(reach * _unit(image) / 2))), image)
+def _flattened(image: Tensor, reach: float, passes: int = 1) -> Tensor:
+    """Patches of one colour with smooth outlines; of pictures that are not small found at half the size."""
+    unit = _unit(image)
+    flat = _smaller(image) if unit > 0.6 else image
+    for _ in range(passes):
+        flat = kuwahara(flat, max(1, round(reach * unit / 2)))
+    return _enlarged(flat, image)
 
 
-def _box(image: Tensor, reach: int, dim: int) -> Tensor:
-    """Means of ``reach + 1`` neighbours along a side."""
-    size = image.shape[dim] - reach
-    total = image.narrow(dim, 0, size)
-    for start in range(1, reach + 1):
-        total = total + image.narrow(dim, start, size)
-    return total / (reach + 1)
+def _sums(image: Tensor, reach: int, dim: int) -> Tensor:
+    """Sums of ``reach + 1`` neighbours along a side."""
+    parts = [image.narrow(dim, start, image.shape[dim] - reach) for start in range(reach + 1)]
+    total = parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return total
+
+
+def _soft(field: Tensor, sigma: float) -> Tensor:
+    """Blurred, all alike."""
+    return blur(field, field.new_full((len(field),), sigma), sigma)
 
 
 def _slopes(field: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,9 +130,9 @@ def _slopes(field: Tensor) -> tuple[Tensor, Tensor]:
     return (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
 
 
-def _lines(luma: Tensor, unit: float) -> Tensor:
+def _lines(luma: Tensor) -> Tensor:
     """Dark lines as of ink, 1 on paper (difference of Gaussians, Winnemöller et al., 2012)."""
-    fine, wide = (blur(luma, luma.new_full((len(luma),), sigma * unit)) for sigma in (0.7, 1.6))
+    fine, wide = (_soft(luma, sigma * _pattern_unit(luma)) for sigma in (0.7, 1.6))
     return 1 + torch.tanh(30 * (fine - 0.97 * wide - 0.005).clamp(max=0))
 
 
@@ -138,6 +152,11 @@ def _unit(image: Tensor) -> float:
     return math.sqrt(image.shape[-2] * image.shape[-1]) / 224
 
 
+def _pattern_unit(image: Tensor) -> float:
+    """The same for lines, dots and flakes: smaller yet, they would fall between the pixels."""
+    return max(_unit(image), 0.6)
+
+
 def _smaller(image: Tensor) -> Tensor:
     """Half the size, by means of two by two: a third of the time of an interpolation."""
     if image.shape[-1] % 2 or image.shape[-2] % 2:
@@ -147,7 +166,9 @@ def _smaller(image: Tensor) -> Tensor:
 
 
 def _enlarged(image: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
-    return F.interpolate(image, size=like.shape[-2:], mode=mode)
+    # As one channel each: of three at once a CPU makes a copy with channels last first, which doubles the time.
+    large = F.interpolate(image.flatten(0, 1)[:, None], size=like.shape[-2:], mode=mode)
+    return large.view(*image.shape[:2], *like.shape[-2:])
 
 
 def _vivid(image: Tensor, chroma: float | Tensor) -> Tensor:
@@ -176,7 +197,8 @@ def _cells(u: Tensor, v: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def _pixels(image: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns, counted in pixels of a picture of 224."""
     y, x = grid(image)
-    return y * (image.shape[-2] / 2 / _unit(image)), x * (image.shape[-1] / 2 / _unit(image))
+    unit = _pattern_unit(image)
+    return y * (image.shape[-2] / 2 / unit), x * (image.shape[-1] / 2 / unit)
 
 
 def _vignette(image: Tensor, depth: Tensor) -> Tensor:
@@ -242,12 +264,11 @@ class Watercolour(_Style):
 
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """Where there is more pigment, ``c - (c - c²) (density - 1)``: paper stays white, dark stays dark."""
-        reach = max(1, round(2 * _unit(image)))
-        flat = _enlarged(kuwahara(kuwahara(_smaller(image), reach), reach), image)
+        flat = _flattened(image, 4, passes=2)
         right, down = _slopes(rgb_to_grayscale(flat))
         edges = (right.square() + down.square() + 1e-8).sqrt()
-        paper, wash = _enlarged(params["paper"], image), _enlarged(params["wash"], image, "bicubic")
-        density = 5 * edges.clamp(max=0.12) + 0.3 * paper + 0.55 * wash
+        sheet = 0.3 * params["paper"] + 0.55 * _enlarged(params["wash"], params["paper"], "bicubic")
+        density = 5 * edges.clamp(max=0.12) + _enlarged(sheet, image)
         pale = 1 - 0.78 * (1 - _vivid(flat, 1.3)).clamp(0, 1)
         return pale - (pale - pale * pale) * density
 
@@ -269,7 +290,7 @@ class PencilSketch(_Style):
         """Dodged: ``grey / blurred grey``."""
         unit = _unit(image)
         luma = rgb_to_grayscale(image)
-        soft = _enlarged(blur(_smaller(luma), params["width"] * unit / 2), luma)
+        soft = _enlarged(blur(_smaller(luma), params["width"] * unit / 2, 3 * unit), luma)
         line = ((luma + 0.02) / (soft + 0.02)).clamp(0, 1)
         y, x = _pixels(image)
         strokes = torch.sin(1.5 * (column(params["hatch"].cos()) * x + column(params["hatch"].sin()) * y))
@@ -304,7 +325,6 @@ class Comic(_Style):
 
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """Tones first, then dots, then ink."""
-        unit = _unit(image)
         flat = _flattened(image, 2)
         luma = rgb_to_grayscale(flat)
         tone = (luma * 3.5).round() / 3.5
@@ -314,7 +334,7 @@ class Comic(_Style):
         sine, cosine = column(params["angle"].sin()) * turn, column(params["angle"].cos()) * turn
         dots = (x * cosine + y * sine).sin() * (y * cosine - x * sine).sin()
         shaded = (3 * (dots.abs() - 0.35 - 1.1 * luma)).clamp(0, 1)
-        return inked * (1 - 0.45 * shaded) * (0.1 + 0.9 * _lines(luma, unit))
+        return inked * (1 - 0.45 * shaded) * (0.1 + 0.9 * _lines(luma))
 
 
 class Mosaic(_Style):
@@ -362,7 +382,7 @@ class Emboss(_Style):
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """The slope towards the light, on grey."""
         luma = rgb_to_grayscale(image)
-        right, down = _slopes(blur(luma, luma.new_full((len(luma),), 1.2 * _unit(image))))
+        right, down = _slopes(_soft(luma, 1.2 * _unit(image)))
         relief = column(params["light"].cos()) * right + column(params["light"].sin()) * down
         return 0.52 + (4.5 * _unit(image) * relief).clamp(-0.45, 0.45) + 0.1 * (_vivid(image, 0.3) - 0.5)
 
@@ -413,11 +433,12 @@ class Snow(_Style):
     group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
-        """Place and radius, in cells, of a flake in each cell of each layer; where there is none it is 0."""
+        """Place of a flake in each cell of each layer, and 1 / radius², which is huge where there is none."""
         full = column(uniform(like, 0.45, 0.75))[:, None]
         radius = 0.08 + 0.16 * uniform(like, 0, 1, 3, 1, 24, 24).square()
         there = uniform(like, 0, 1, 3, 1, 24, 24) < full
-        return {"flakes": torch.cat([uniform(like, 0.25, 0.75, 3, 2, 24, 24), radius * there], dim=2)}
+        small = torch.where(there, 1 / radius.square(), 1e6)
+        return {"flakes": torch.cat([uniform(like, 0.25, 0.75, 3, 2, 24, 24), small], dim=2)}
 
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """Soft discs, one a cell, over each other."""
@@ -428,8 +449,7 @@ class Snow(_Style):
             sine, cosine = math.sin(0.4 + 0.5 * layer) / size, math.cos(0.4 + 0.5 * layer) / size
             u, v, drawn = _cells(x * cosine + y * sine, y * cosine - x * sine, params["flakes"][:, layer])
             off = (u - drawn[:, :1]).square() + (v - drawn[:, 1:2]).square()
-            flake = (1 - off / (drawn[:, 2:].square() + 1e-6)).clamp(0, 0.75) * (dense / 0.75)
-            clear = clear * (1 - flake)
+            clear = clear * (1 - dense / 0.75 * (1 - off * drawn[:, 2:]).clamp(0, 0.75))
         pale = 0.3 + 0.62 * _vivid(image, 0.5) + _colour(image, -0.02, 0.0, 0.03)
         return 1 - (1 - pale) * clear
 
@@ -440,12 +460,12 @@ class Rain(_Style):
     group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
-        """Place, length in cells and light of a streak in each cell of both layers, and slant; no light: no streak."""
+        """Place and light of a streak in each cell of both layers, and slant; where there is none it has no light."""
         hard = column(uniform(like, 0.5, 0.85))[:, None]
         there = uniform(like, 0, 1, 2, 1, 32, 32) < hard
-        place, length = uniform(like, 0.3, 0.7, 2, 1, 32, 32), uniform(like, 0.25, 0.5, 2, 1, 32, 32)
+        place = uniform(like, 0.3, 0.7, 2, 1, 32, 32)
         light = uniform(like, 0.2, 0.6, 2, 1, 32, 32) * there
-        return {"streaks": torch.cat([place, length, light], dim=2), "slant": uniform(like, -0.35, 0.35)}
+        return {"streaks": torch.cat([place, light], dim=2), "slant": uniform(like, -0.35, 0.35)}
 
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """Near streaks over far ones."""
@@ -457,8 +477,8 @@ class Rain(_Style):
             # Each column of cells begins elsewhere.
             u, v, drawn = _cells(u, y / tall + (0.618 * u.floor()) % 1, params["streaks"][:, layer])
             beside = (u - drawn[:, :1]).abs() * (wide / (0.9 + 0.3 * layer))
-            along = ((v - 0.5) / drawn[:, 1:2]).square()
-            clear = clear * (1 - (1 - beside).clamp(min=0) * (1 - along).clamp(min=0) * drawn[:, 2:])
+            along = 1.2 * (1 - (2.2 * v - 1.1).square()).clamp(min=0)
+            clear = clear * (1 - (1 - beside).clamp(min=0) * along * drawn[:, 1:])
         dull = 0.62 * _vivid(image, 0.5) + _colour(image, 0.09, 0.105, 0.125)
         return 0.95 - (0.95 - dull) * clear
 
@@ -526,14 +546,6 @@ class Sepia(_Style):
         return (faded + (1 - faded) * luma) * torch.lerp(shade, light, luma) * _vignette(image, params["vignette"])
 
 
-def _iron() -> Tensor:
-    """False colours of thermal cameras, from cold to hot: lightness rises all along."""
-    return torch.tensor(
-        [[0.03, 0.02, 0.16], [0.22, 0.02, 0.48], [0.52, 0.04, 0.58], [0.80, 0.17, 0.38], [0.95, 0.42, 0.10],
-         [1.00, 0.70, 0.08], [1.00, 0.92, 0.40], [1.00, 1.00, 0.92]]
-    )  # fmt: skip
-
-
 class Thermal(_Style):
     """False colours of a thermal camera, from violet to white."""
 
@@ -546,9 +558,9 @@ class Thermal(_Style):
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """Lightness, as coarse as such cameras see, through a table."""
         luma = rgb_to_grayscale(image)
-        heat = blur(luma, luma.new_full((len(luma),), 1.3 * _unit(image)))
+        heat = _soft(luma, 1.3 * _unit(image))
         heat = ((heat - column(params["low"])) / column(params["high"] - params["low"])).clamp(0, 1)
-        table = F.interpolate(constant(_iron, image.device).T[None], size=256, mode="linear", align_corners=True)[0]
+        table = F.interpolate(constant(_IRON, image.device).T[None], size=256, mode="linear", align_corners=True)[0]
         index = (heat * 255).nan_to_num().long().flatten(1)
         return table[:, index].transpose(0, 1).reshape(image.shape)
 
@@ -566,12 +578,12 @@ class Neon(_Style):
         """Edges, and their light around them."""
         unit = _unit(image)
         luma = rgb_to_grayscale(image)
-        right, down = _slopes(blur(luma, luma.new_full((len(luma),), 0.9 * unit)))
+        right, down = _slopes(_soft(luma, 0.9 * unit))
         edges = (right.square() + down.square() + 1e-8).sqrt()
         # Measured by the picture's own edges: a flat picture has signs too.
         edges = edges / (4 * edges.mean(dim=(2, 3), keepdim=True) + 0.02)
         line = (1.6 * edges - 0.25).clamp(0, 1)
-        glow = _enlarged(blur(_smaller(_smaller(line)), line.new_full((len(line),), 1.6 * unit)), line)
+        glow = _enlarged(_soft(_smaller(_smaller(line)), 1.6 * unit), line)
         y, x = grid(image)
         way = column(params["way"].cos()) * x + column(params["way"].sin()) * y
         first, second = (_hue(params["hue"] + off) for off in (0.0, params["apart"]))
@@ -597,7 +609,8 @@ class FourierMix(Operation):
 
     def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """How far to go, in which band, cycles a pixel, and which donor."""
-        band = 0.006 * (uniform(strength) * math.log(15)).exp()
+        # Of wide bands, amplitudes that do not fit the phase lie on the picture like clouds.
+        band = 0.005 * (uniform(strength) * math.log(6)).exp()
         return {"weight": strength, "band": band, "donor": uniform(strength)}
 
     def vary(self, image: Tensor, **params: Tensor) -> Tensor:
@@ -717,7 +730,7 @@ def _toward(own: Tensor, wanted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
 def _bands(image: Tensor) -> list[Tensor]:
     """Laplacian pyramid (Burt and Adelson, 1983) of lightness and opponent colours: what adds up to the picture."""
     image = affine(image, opponent_matrices(image)[0].expand(len(image), -1, -1), image.new_zeros(len(image), 3))
-    bands = []
+    bands: list[Tensor] = []
     while min(image.shape[-2:]) >= 8 and len(bands) < 4:
         small = _smaller(image)
         bands.append(image - _enlarged(small, image))
@@ -764,16 +777,19 @@ def _first_convolution(path: str) -> tuple[Tensor, ...]:
 
 
 def _patches(image: Tensor) -> Tensor:
-    """3x3 patches as VGG-19 sees them, ``(n, 27, H W)``."""
+    """3x3 patches as VGG-19 sees them, ``(n, 27, m)``; of pictures that are not small a quarter of them."""
     mean, deviation = _colour(image, *IMAGENET_MEAN), _colour(image, *IMAGENET_STD)
-    return F.unfold(F.pad((image - mean) / deviation, (1, 1, 1, 1), mode="replicate"), 3)
+    height, width = image.shape[-2:]
+    padded = F.pad((image - mean) / deviation, (1, 1, 1, 1), mode="replicate")
+    step = 2 if min(height, width) >= 64 else 1
+    shifted = [padded[..., y : y + height : step, x : x + width : step] for y in range(3) for x in range(3)]
+    return torch.stack(shifted, dim=2).view(len(image), 27, -1)
 
 
 def _feature_statistics(patches: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """Mean and deviation of the features, ``(n, 2, 64)``: those of patches say it all, since features are linear."""
     middle = patches.mean(dim=2)
-    centred = patches - middle[:, :, None]
-    covariance = centred @ centred.transpose(1, 2) / patches.shape[2]
+    covariance = patches @ patches.transpose(1, 2) / patches.shape[2] - middle[:, :, None] * middle[:, None]
     deviation = ((matrix @ covariance) * matrix).sum(dim=2).clamp(min=0).sqrt()
     return torch.stack([middle @ matrix.T + bias, deviation], dim=1)
 
@@ -784,10 +800,17 @@ def _restyle_features(
     """Features normalised as in AdaIN, and the picture whose patches come closest to them."""
     patches = _patches(image)
     gain, shift = _toward(_feature_statistics(patches, matrix, bias), wanted, weight)
-    middle = patches.mean(dim=2, keepdim=True)
-    change = back @ ((gain - 1)[:, :, None] * (matrix @ (patches - middle)) + shift[:, :, None])
-    size = image.shape[-2:]
-    # Each pixel lies in up to nine patches: their mean is what fits them best.
-    cover = F.fold(torch.ones_like(change[:1]), size, 3, padding=1)
-    moved = F.fold(change, size, 3, padding=1) / cover
-    return image + moved * _colour(image, *IMAGENET_STD)
+    # All of it is linear: of a patch, and of the mean of the nine patches that a pixel lies in, which fits them best.
+    # So it is one convolution of 5x5, with each sample's own kernel.
+    change = back @ ((gain - 1)[:, :, None] * matrix)
+    offset = back @ shift[:, :, None] - change @ patches.mean(dim=2, keepdim=True)
+    count = len(image)
+    change = change.view(count, 3, 3, 3, 3, 3, 3)
+    kernel = image.new_zeros(count, 3, 3, 5, 5)
+    for y in range(3):
+        for x in range(3):
+            kernel[..., 2 - y : 5 - y, 2 - x : 5 - x] += change[:, :, y, x] / 9
+    deviation = _colour(image, *IMAGENET_STD)
+    padded = F.pad((image - _colour(image, *IMAGENET_MEAN)) / deviation, (2, 2, 2, 2), mode="replicate")
+    moved = F.conv2d(padded.flatten(0, 1)[None], kernel.flatten(0, 1), groups=count).view(image.shape)
+    return image + (moved + column(offset.view(count, 3, 9).mean(dim=2))) * deviation

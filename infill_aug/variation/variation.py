@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from infill_aug.checks import is_number
 from infill_aug.descriptor import TaskDescriptor
-from infill_aug.functional.composite import composite
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.variation.choice import Change, OperationChoice
 from infill_aug.variation.operation import GROUPS
 
 # Strength of the texture by a descriptor's complexity.
 _BUSY = {"low": 0.15, "medium": 0.3, "high": 0.6}
+# On a CPU a batch is varied in parts of this size, which stay in its cache, and whose memory is used again and again:
+# of anything over 32 MB the system takes back and clears every page.
+_PART_BYTES = 8 * 2**20
 
-
-class VariationParams(NamedTuple):
-    """One draw of a ``Variation``.
-
-    Args:
-        order: ``(B,)`` the samples in random order, on their device.
-        changes: for each of style, colour and texture what happens to which places of that order.
-    """
-
-    order: Tensor
-    changes: tuple[list[Change], ...]
+# For each of style, colour and texture that there is, what happens to which samples.
+VariationParams = tuple[list[Change], ...]
 
 
 class Variation(nn.Module):
@@ -111,40 +104,37 @@ class Variation(nn.Module):
             width: of the pictures, pixels.
             device: of the pictures.
         """
-        device = torch.device(device)
-        # In random order a run of samples is a random choice of them, and needs no gathering.
-        order = torch.rand(count, device=device).argsort()
-        return VariationParams(order, tuple(each.make_params(count, height, width, device) for each in self.choices))
-
-    def apply(self, infill: Tensor, mask: Tensor, params: VariationParams) -> Tensor:  # type: ignore[override]
-        """Apply what was drawn; see the class for shapes."""
-        region = mask > 0
-        varied = infill.index_select(0, params.order).float()
-        for choice, changes in zip(self.choices, params.changes, strict=True):
-            for change in changes:
-                _change(choice.operations[change.operation], varied, region, params.order, change)
-        back = varied.index_select(0, params.order.argsort())
-        return composite(infill, back.to(infill.dtype), region)
+        return tuple(each.make_params(count, height, width, torch.device(device)) for each in self.choices)
 
     @torch.no_grad()
     def forward(self, infill: Tensor, mask: Tensor, params: VariationParams | None = None) -> Tensor:
         """The varied infill."""
         if len(infill) == 0 or not self.choices:
             return infill
+        count, result = len(infill), torch.empty_like(infill)
+        if params is None and not infill.is_cuda:
+            count = max(1, _PART_BYTES // (4 * infill[0].numel()))
         with torch.autocast(infill.device.type, enabled=False):
-            if params is None:
-                params = self.make_params(len(infill), infill.shape[-2], infill.shape[-1], infill.device)
-            return self.apply(infill, mask, params)
+            for first in range(0, len(infill), count):
+                part = slice(first, first + count)
+                self._vary(infill[part], mask[part] > 0, params, result[part])
+        return result
+
+    def _vary(self, infill: Tensor, region: Tensor, params: VariationParams | None, result: Tensor) -> None:
+        if params is None:
+            params = self.make_params(len(infill), infill.shape[-2], infill.shape[-1], infill.device)
+        varied = infill.to(torch.float32, copy=True)
+        for choice, changes in zip(self.choices, params, strict=True):
+            for change in changes:
+                _change(choice.operations[change.operation], varied, region, change)
+        torch.where(region, varied.to(infill.dtype), infill, out=result)
 
 
-def _change(operation: Any, batch: Tensor, region: Tensor, order: Tensor, change: Change) -> None:
+def _change(operation: Any, batch: Tensor, region: Tensor, change: Change) -> None:
     """Vary some samples of a batch in place."""
     part = batch[change.start : change.stop]
-    seen = part
-    if operation.moves:
-        # What is outside of the mask, often the object itself, must not be moved into it.
-        outside = ~region.index_select(0, order[change.start : change.stop])
-        seen = push_pull(part, outside)
+    # What is outside of the mask, often the object itself, must not be moved into it.
+    seen = push_pull(part, ~region[change.start : change.stop]) if operation.moves else part
     more = {"donors": batch} if operation.mixes else {}
     torch.clamp(operation.vary(seen, **change.params, **more), 0, 1, out=part)
 
