@@ -36,7 +36,7 @@ class ThresholdStateConfig:
 
 @dataclass
 class VariationConfig:
-    """``Variation``: random style, colour and texture of the infill; each a number, names, or an ``OperationChoice``."""
+    """``Variation``: random style, colour and texture of the infill; each a number, names or a mapping."""
 
     _target_: str = "infill_aug.Variation"
     style: Any = 0.5

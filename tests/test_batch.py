@@ -56,7 +56,12 @@ def broken_infill(infill, mask):
     return torch.full_like(infill, torch.nan)
 
 
-VARIATIONS = {"none": None, "varied": Variation(style=1.0, color=1.0, texture=1.0), "constant": constant_infill, "NaN": broken_infill}
+VARIATIONS = {
+    "none": None,
+    "varied": Variation(style=1.0, color=1.0, texture=1.0),
+    "constant": constant_infill,
+    "NaN": broken_infill,
+}
 
 
 # --- what matters is kept bit for bit ---
@@ -317,7 +322,9 @@ def test_collated_samples_of_tv_tensors_are_a_batch():
     assert torch.equal(augment(default_collate(samples))["image"], augment(given_batch)["image"])
 
 
-@pytest.mark.parametrize("variation", [None, Variation(style=1.0, color=1.0, texture=1.0)], ids=["plain", "with variation"])
+@pytest.mark.parametrize(
+    "variation", [None, Variation(style=1.0, color=1.0, texture=1.0)], ids=["plain", "with variation"]
+)
 def test_autocast_changes_no_kept_pixel_and_no_dtype(variation):
     given_batch = batch()
     augment = InfillAugment(0.6, p=1.0, variation=variation, normalize=(MEAN, STD))

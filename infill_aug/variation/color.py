@@ -77,9 +77,6 @@ def opponent_matrices(image: Tensor) -> tuple[Tensor, Tensor]:
     return constant(_TO_OPPONENT, image.device), constant(_FROM_OPPONENT, image.device)
 
 
-_spaces = opponent_matrices
-
-
 class Jitter(Operation):
     """Hue, chroma, lightness and contrast at once, in a perceptual opponent space (Oklab, linearised at mid-grey)."""
 

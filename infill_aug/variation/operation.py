@@ -148,7 +148,7 @@ def find_operation(name: str) -> type[Operation] | None:
 
 def _classes(group: str | None) -> dict[str, type[Operation]]:
     # Imported here: each of them imports this module.
-    from infill_aug.variation import color, style, texture  # noqa: F401
+    from infill_aug.variation import color, style_transfer, texture  # noqa: F401
 
     if group is not None and group not in GROUPS:
         raise ValueError(f"group must be one of {GROUPS}, got {group!r}")
@@ -187,5 +187,6 @@ def column(values: Tensor) -> Tensor:
 @functools.lru_cache
 def constant(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of a module in float32 on a device: copied there once, since a copy in every step would hold it up."""
-    tensor = tensor() if callable(tensor) else tensor
-    return tensor.float().to(device)
+    # One that was made in inference mode could never again take part in a gradient.
+    with torch.inference_mode(False):
+        return tensor.float().to(device)

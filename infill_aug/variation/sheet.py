@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,8 @@ def _only(name: str, strength: float) -> Variation:
     kind = find_operation(name)
     group = GROUPS[0] if kind is None else kind.group
     choice = OperationChoice(group, [name], (strength, strength), p=1.0)
-    return Variation(**{each: choice if each == group else None for each in GROUPS})
+    parts: dict[str, Any] = {each: choice if each == group else None for each in GROUPS}
+    return Variation(**parts)
 
 
 def _tile(images: Tensor, fills: Tensor, masks: Tensor, which: int) -> Tensor:

@@ -1,24 +1,19 @@
-"""Random style: of painters and printers, of weather and light, of another picture."""
+"""Random style: of painters and printers, of weather and light."""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from infill_aug.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from infill_aug.variation.color import affine, grid, opponent_matrices, pick
+from infill_aug.variation.color import grid
 from infill_aug.variation.operation import Operation, column, constant, uniform
-from infill_aug.variation.texture import blur
+from infill_aug.variation.texture import blur, enlarged, smaller
 
 # Words of a descriptor's free-text style. One that several styles share counts for those of them that are named by
 # another word too, or for all of them where none is: a "watercolour painting" is no oil painting.
@@ -46,10 +41,6 @@ _IRON = torch.tensor(
     [[0.03, 0.02, 0.16], [0.22, 0.02, 0.48], [0.52, 0.04, 0.58], [0.80, 0.17, 0.38], [0.95, 0.42, 0.10],
      [1.00, 0.70, 0.08], [1.00, 0.92, 0.40], [1.00, 1.00, 0.92]]
 )  # fmt: skip
-# Gains of a band's deviation: below, a picture turns to mush; above, its noise is all there is to see.
-_GAINS = (0.4, 2.5)
-# Style pictures that are kept of a folder, evenly spaced, and their side in pixels.
-_MOST, _SIDE = 256, 256
 
 
 def styles_in(text: str) -> dict[str, float]:
@@ -104,10 +95,10 @@ def kuwahara(image: Tensor, radius: int) -> Tensor:
 def _flattened(image: Tensor, reach: float, passes: int = 1) -> Tensor:
     """Patches of one colour with smooth outlines; of pictures that are not small found at half the size."""
     unit = _unit(image)
-    flat = _smaller(image) if unit > 0.6 else image
+    flat = smaller(image) if unit > 0.6 else image
     for _ in range(passes):
         flat = kuwahara(flat, max(1, round(reach * unit / 2)))
-    return _enlarged(flat, image)
+    return enlarged(flat, image)
 
 
 def _sums(image: Tensor, reach: int, dim: int) -> Tensor:
@@ -136,7 +127,7 @@ def _lines(luma: Tensor) -> Tensor:
     return 1 + torch.tanh(30 * (fine - 0.97 * wide - 0.005).clamp(max=0))
 
 
-def _colour(image: Tensor, *channels: float) -> Tensor:
+def colour_of(image: Tensor, *channels: float) -> Tensor:
     """A colour as ``(3, 1, 1)`` on the picture's device."""
     return _kept(channels, image.device)
 
@@ -144,7 +135,8 @@ def _colour(image: Tensor, *channels: float) -> Tensor:
 @functools.lru_cache
 def _kept(channels: tuple[float, ...], device: torch.device) -> Tensor:
     # Copied to the device once, as by ``constant``.
-    return torch.tensor(channels, device=device).view(-1, 1, 1)
+    with torch.inference_mode(False):
+        return torch.tensor(channels, device=device).view(-1, 1, 1)
 
 
 def _unit(image: Tensor) -> float:
@@ -155,20 +147,6 @@ def _unit(image: Tensor) -> float:
 def _pattern_unit(image: Tensor) -> float:
     """The same for lines, dots and flakes: smaller yet, they would fall between the pixels."""
     return max(_unit(image), 0.6)
-
-
-def _smaller(image: Tensor) -> Tensor:
-    """Half the size, by means of two by two: a third of the time of an interpolation."""
-    if image.shape[-1] % 2 or image.shape[-2] % 2:
-        image = F.pad(image, (0, image.shape[-1] % 2, 0, image.shape[-2] % 2), mode="replicate")
-    rows = image[..., ::2, :] + image[..., 1::2, :]
-    return (rows[..., ::2] + rows[..., 1::2]) / 4
-
-
-def _enlarged(image: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
-    # As one channel each: of three at once a CPU makes a copy with channels last first, which doubles the time.
-    large = F.interpolate(image.flatten(0, 1)[:, None], size=like.shape[-2:], mode=mode)
-    return large.view(*image.shape[:2], *like.shape[-2:])
 
 
 def _vivid(image: Tensor, chroma: float | Tensor) -> Tensor:
@@ -267,8 +245,8 @@ class Watercolour(_Style):
         flat = _flattened(image, 4, passes=2)
         right, down = _slopes(rgb_to_grayscale(flat))
         edges = (right.square() + down.square() + 1e-8).sqrt()
-        sheet = 0.3 * params["paper"] + 0.55 * _enlarged(params["wash"], params["paper"], "bicubic")
-        density = 5 * edges.clamp(max=0.12) + _enlarged(sheet, image)
+        sheet = 0.3 * params["paper"] + 0.55 * enlarged(params["wash"], params["paper"], "bicubic")
+        density = 5 * edges.clamp(max=0.12) + enlarged(sheet, image)
         pale = 1 - 0.78 * (1 - _vivid(flat, 1.3)).clamp(0, 1)
         return pale - (pale - pale * pale) * density
 
@@ -290,7 +268,7 @@ class PencilSketch(_Style):
         """Dodged: ``grey / blurred grey``."""
         unit = _unit(image)
         luma = rgb_to_grayscale(image)
-        soft = _enlarged(blur(_smaller(luma), params["width"] * unit / 2, 3 * unit), luma)
+        soft = enlarged(blur(smaller(luma), params["width"] * unit / 2, 3 * unit), luma)
         line = ((luma + 0.02) / (soft + 0.02)).clamp(0, 1)
         y, x = _pixels(image)
         strokes = torch.sin(1.5 * (column(params["hatch"].cos()) * x + column(params["hatch"].sin()) * y))
@@ -401,9 +379,9 @@ class Night(_Style):
 
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """Shades get deeper than lights; the corners are dark."""
-        moon = _vivid(image, 0.35) * _colour(image, 0.55, 0.72, 1.1) * column(params["light"])
+        moon = _vivid(image, 0.35) * colour_of(image, 0.55, 0.72, 1.1) * column(params["light"])
         moon = moon * (0.4 + 0.9 * moon) * _vignette(image, moon.new_full((len(moon),), 0.6))
-        return moon + params["grain"] + _colour(image, 0.015, 0.03, 0.07)
+        return moon + params["grain"] + colour_of(image, 0.015, 0.03, 0.07)
 
 
 class Fog(_Style):
@@ -422,7 +400,7 @@ class Fog(_Style):
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """What comes through falls off with distance; the rest is fog."""
         y, _ = grid(image)
-        far = 0.65 - 0.4 * y + 0.22 * _enlarged(params["banks"], image, "bicubic")
+        far = 0.65 - 0.4 * y + 0.22 * enlarged(params["banks"], image, "bicubic")
         through = (-column(params["thick"]) * far.clamp(min=0.1)).exp()
         return torch.lerp(column(params["light"]), image, through)
 
@@ -450,7 +428,7 @@ class Snow(_Style):
             u, v, drawn = _cells(x * cosine + y * sine, y * cosine - x * sine, params["flakes"][:, layer])
             off = (u - drawn[:, :1]).square() + (v - drawn[:, 1:2]).square()
             clear = clear * (1 - dense / 0.75 * (1 - off * drawn[:, 2:]).clamp(0, 0.75))
-        pale = 0.3 + 0.62 * _vivid(image, 0.5) + _colour(image, -0.02, 0.0, 0.03)
+        pale = 0.3 + 0.62 * _vivid(image, 0.5) + colour_of(image, -0.02, 0.0, 0.03)
         return 1 - (1 - pale) * clear
 
 
@@ -479,7 +457,7 @@ class Rain(_Style):
             beside = (u - drawn[:, :1]).abs() * (wide / (0.9 + 0.3 * layer))
             along = 1.2 * (1 - (2.2 * v - 1.1).square()).clamp(min=0)
             clear = clear * (1 - (1 - beside).clamp(min=0) * along * drawn[:, 1:])
-        dull = 0.62 * _vivid(image, 0.5) + _colour(image, 0.09, 0.105, 0.125)
+        dull = 0.62 * _vivid(image, 0.5) + colour_of(image, 0.09, 0.105, 0.125)
         return 0.95 - (0.95 - dull) * clear
 
 
@@ -498,8 +476,8 @@ class Sunset(_Style):
         right, up = x - column(params["sun"][:, 0]), y - column(params["sun"][:, 1])
         band = (-3 * up * up).exp()
         halo = (-5 * (right * right + up * up)).exp()
-        away, warm = _colour(image, 0.66, 0.48, 0.66), _colour(image, 1.05, 0.72, 0.42)
-        light = _colour(image, 1.0, 0.52, 0.16)
+        away, warm = colour_of(image, 0.66, 0.48, 0.66), colour_of(image, 1.05, 0.72, 0.42)
+        light = colour_of(image, 1.0, 0.52, 0.16)
         lit = (image * torch.lerp(away, warm, band)).clamp(0, 1)
         return 1 - (1 - lit) * (1 - light * (0.22 * band + 0.55 * halo))
 
@@ -522,8 +500,8 @@ class Film(_Style):
 
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """A curve for each channel, from a lifted black to a dimmed white."""
-        black = _colour(image, 0.06, 0.12, 0.15) + column(params["tone"])
-        white = _colour(image, 1.0, 0.93, 0.78)
+        black = colour_of(image, 0.06, 0.12, 0.15) + column(params["tone"])
+        white = colour_of(image, 1.0, 0.93, 0.78)
         toned = image * image * (3 - 2 * image)
         toned = _vivid(torch.lerp(image, toned, 0.6), 0.75) * _vignette(image, params["vignette"])
         return black + (white - black) * toned + params["grain"] * (1.1 - toned)
@@ -541,7 +519,7 @@ class Sepia(_Style):
     def restyle(self, image: Tensor, **params: Tensor) -> Tensor:
         """Browner in the shades than in the lights."""
         luma = rgb_to_grayscale(image)
-        shade, light = _colour(image, 1.15, 0.78, 0.52), _colour(image, 1.08, 0.92, 0.7)
+        shade, light = colour_of(image, 1.15, 0.78, 0.52), colour_of(image, 1.08, 0.92, 0.7)
         faded = column(params["faded"])
         return (faded + (1 - faded) * luma) * torch.lerp(shade, light, luma) * _vignette(image, params["vignette"])
 
@@ -583,234 +561,16 @@ class Neon(_Style):
         # Measured by the picture's own edges: a flat picture has signs too.
         edges = edges / (4 * edges.mean(dim=(2, 3), keepdim=True) + 0.02)
         line = (1.6 * edges - 0.25).clamp(0, 1)
-        glow = _enlarged(_soft(_smaller(_smaller(line)), 1.6 * unit), line)
+        glow = enlarged(_soft(smaller(smaller(line)), 1.6 * unit), line)
         y, x = grid(image)
         way = column(params["way"].cos()) * x + column(params["way"].sin()) * y
         first, second = (_hue(params["hue"] + off) for off in (0.0, params["apart"]))
         colour = torch.lerp(column(first), column(second), (0.5 + 0.7 * way).clamp(0, 1))
-        dark = luma * _colour(image, 0.13, 0.09, 0.22) + 0.035
+        dark = luma * colour_of(image, 0.13, 0.09, 0.22) + 0.035
         return dark + colour * (line + 0.9 * glow) + 0.35 * line * line
 
 
 def _hue(hue: Tensor) -> Tensor:
     """Full colours ``(n, 3)`` of hues in 0..1."""
-    third = _colour(hue, 0.0, 2 / 3, 1 / 3).view(3)
+    third = colour_of(hue, 0.0, 2 / 3, 1 / 3).view(3)
     return (((hue[:, None] + third) % 1 * 6 - 3).abs() - 1).clamp(0, 1)
-
-
-# --- of another picture ---
-
-
-class FourierMix(Operation):
-    """Low frequencies as strong as in another picture, phase kept (Yang and Soatto, 2020; Xu et al., 2021)."""
-
-    group = "style"
-    mixes = True
-
-    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
-        """How far to go, in which band, cycles a pixel, and which donor."""
-        # Of wide bands, amplitudes that do not fit the phase lie on the picture like clouds.
-        band = 0.005 * (uniform(strength) * math.log(6)).exp()
-        return {"weight": strength, "band": band, "donor": uniform(strength)}
-
-    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
-        """Amplitudes change by at most 2 times, and ever less beyond the band: cut off at once they would ring."""
-        height, width = image.shape[-2:]
-        spectrum = torch.fft.rfft2(image)
-        wanted = torch.fft.rfft2(pick(params["donors"], params["donor"])).abs()
-        gain = (wanted / spectrum.abs().clamp(min=1e-6)).clamp(0.5, 2)
-        down = torch.fft.fftfreq(height, device=image.device)[:, None]
-        right = torch.fft.rfftfreq(width, device=image.device)
-        window = (-0.5 * (down * down + right * right) / column(params["band"]).square()).exp()
-        mixed = spectrum * (1 + column(params["weight"]) * window * (gain - 1))
-        return torch.fft.irfft2(mixed, s=(height, width))
-
-
-class StyleTransfer(Operation):
-    """Statistics of a style picture moved onto the picture (Heeger and Bergen, 1995; Huang and Belongie, 2017).
-
-    Of each band of a pyramid, and of each of lightness and two opponent colours, the deviation; of the last one the
-    mean too. With an encoder, mean and deviation of the features of VGG-19's first convolution instead, taken back into
-    a picture by least squares.
-
-    Args:
-        strength: 0..1, the range that each sample's strength is drawn from; a number s stands for s / 4 to s.
-        folder: style pictures; ``None``: other pictures of the batch are the style.
-        encoder: file of torchvision's weights of VGG-19; ``None``: the pyramid.
-        p: probability of a sample to be changed, where the operation is used alone.
-        same_on_batch: one draw for all samples.
-        keepdim: whether a picture without batch dimension comes back without.
-
-    Raises:
-        FileNotFoundError: no such folder or file, or no picture in the folder.
-        ValueError: a file without the weights of the first convolution.
-
-    Example:
-        >>> StyleTransfer(strength=0.5)(torch.rand(2, 3, 16, 16)).shape
-        torch.Size([2, 3, 16, 16])
-    """
-
-    group = "style"
-    mixes = True
-
-    def __init__(
-        self,
-        strength: float | Sequence[float] = (0.25, 1.0),
-        folder: str | None = None,
-        encoder: str | None = None,
-        p: float = 1.0,
-        same_on_batch: bool = False,
-        keepdim: bool = False,
-    ) -> None:
-        super().__init__(strength, p=p, same_on_batch=same_on_batch, keepdim=keepdim)
-        self.folder, self.encoder = folder, encoder
-        self._filters: tuple[Tensor, ...] | None = None if encoder is None else _first_convolution(encoder)
-        # Plain tensors: they are no part of a checkpoint.
-        self._pictures: Tensor | None = None
-        self._measured: tuple[Any, Tensor] | None = None
-
-    def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
-        """How far to go, and which style picture."""
-        return {"weight": strength, "donor": uniform(strength)}
-
-    def vary(self, image: Tensor, **params: Tensor) -> Tensor:
-        """Deviations change by at most 2.5 times."""
-        if self._filters is not None:
-            self._filters = tuple(each.to(image.device) for each in self._filters)
-        if self.folder is None:
-            wanted = self._measure(pick(params["donors"], params["donor"]))
-        else:
-            wanted = pick(self._styles(self.folder, image), params["donor"])
-        weight = params["weight"][:, None, None]
-        if self._filters is None:
-            return _restyle_bands(image, wanted, weight)
-        return _restyle_features(image, wanted, weight, *self._filters)
-
-    def _measure(self, pictures: Tensor) -> Tensor:
-        if self._filters is None:
-            return _band_statistics(_bands(pictures))
-        return _feature_statistics(_patches(pictures), *self._filters[:2])
-
-    def _styles(self, folder: str, like: Tensor) -> Tensor:
-        """Statistics of the folder's pictures at the size of these, measured once for a size and device."""
-        key = ((like.shape[-2], like.shape[-1]), like.device)
-        if self._measured is None or self._measured[0] != key:
-            if self._pictures is None:
-                self._pictures = _read_styles(folder)
-            measured = []
-            for part in self._pictures.split(16):
-                pictures = part.to(like.device) / 255
-                measured.append(self._measure(F.interpolate(pictures, key[0], mode="bilinear", antialias=True)))
-            self._measured = key, torch.cat(measured)
-        return self._measured[1]
-
-
-def _read_styles(folder: str) -> Tensor:
-    """Pictures of a folder, squashed into squares: ``(m, 3, 256, 256)`` uint8."""
-    from infill_aug.confidence.folders import PictureFolder
-
-    try:
-        pictures = PictureFolder(folder)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"style transfer reads its styles from a folder of pictures: {error}; name one that holds some, or leave "
-            "folder out to take the style of other pictures of the batch"
-        ) from error
-    count = len(pictures)
-    chosen = sorted({place * count // min(count, _MOST) for place in range(min(count, _MOST))})
-    return torch.stack([pil_to_tensor(pictures[place].convert("RGB").resize((_SIDE, _SIDE))) for place in chosen])
-
-
-def _toward(own: Tensor, wanted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gain of deviations, and shift of means: from statistics ``(n, 2, C)`` some of the way to others."""
-    gain = (wanted[:, 1] / own[:, 1].clamp(min=1e-3)).clamp(*_GAINS)
-    return torch.lerp(torch.ones_like(gain), gain, weight[:, 0]), weight[:, 0] * (wanted[:, 0] - own[:, 0])
-
-
-def _bands(image: Tensor) -> list[Tensor]:
-    """Laplacian pyramid (Burt and Adelson, 1983) of lightness and opponent colours: what adds up to the picture."""
-    image = affine(image, opponent_matrices(image)[0].expand(len(image), -1, -1), image.new_zeros(len(image), 3))
-    bands: list[Tensor] = []
-    while min(image.shape[-2:]) >= 8 and len(bands) < 4:
-        small = _smaller(image)
-        bands.append(image - _enlarged(small, image))
-        image = small
-    return [*bands, image]
-
-
-def _band_statistics(bands: list[Tensor]) -> Tensor:
-    """Mean and deviation of each channel of each band, ``(n, 2, 3 bands)``; only the last has a mean."""
-    means = [band.mean(dim=(2, 3)) for band in bands]
-    # Of sums, since var_mean takes fifty times as long: bands have means near 0, and the last one is small.
-    centred = [*bands[:-1], bands[-1] - column(means[-1])]
-    deviation = [torch.linalg.vector_norm(band, dim=(2, 3)) / math.sqrt(band[0, 0].numel()) for band in centred]
-    mean = torch.cat([*(torch.zeros_like(each) for each in means[:-1]), means[-1]], dim=1)
-    return torch.stack([mean, torch.cat(deviation, dim=1)], dim=1)
-
-
-def _restyle_bands(image: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    bands = _bands(image)
-    own = _band_statistics(bands)
-    gain, shift = _toward(own, wanted, weight)
-    # About its mean, so that the mean does not grow with the deviation.
-    shift = shift + (1 - gain) * own[:, 0]
-    total = torch.zeros_like(bands[-1])
-    for band, factor, offset in zip(bands[::-1], gain.split(3, 1)[::-1], shift.split(3, 1)[::-1], strict=True):
-        total = _enlarged(total, band) + column(factor) * band + column(offset)
-    return affine(total, opponent_matrices(image)[1].expand(len(image), -1, -1), image.new_zeros(len(image), 3))
-
-
-def _first_convolution(path: str) -> tuple[Tensor, ...]:
-    """VGG-19's first convolution as a matrix of patches ``(64, 27)``, its bias, and what takes features back."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path!r}; encoder is the file of torchvision's weights of VGG-19")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    names = ("features.0.weight", "features.0.bias")
-    if not isinstance(weights, dict) or any(name not in weights for name in names):
-        raise ValueError(f"{path!r} holds no {' and '.join(names)}: encoder is torchvision's weights of VGG-19")
-    matrix, bias = (weights[name].float() for name in names)
-    if matrix.shape[1:] != (3, 3, 3):
-        raise ValueError(f"features.0.weight of {path!r} must be (64, 3, 3, 3), got {tuple(matrix.shape)}")
-    matrix = matrix.flatten(1)
-    # Patterns that hardly any filter sees are left alone: taken back they would be noise.
-    return matrix, bias, torch.linalg.pinv(matrix, rtol=0.05)
-
-
-def _patches(image: Tensor) -> Tensor:
-    """3x3 patches as VGG-19 sees them, ``(n, 27, m)``; of pictures that are not small a quarter of them."""
-    mean, deviation = _colour(image, *IMAGENET_MEAN), _colour(image, *IMAGENET_STD)
-    height, width = image.shape[-2:]
-    padded = F.pad((image - mean) / deviation, (1, 1, 1, 1), mode="replicate")
-    step = 2 if min(height, width) >= 64 else 1
-    shifted = [padded[..., y : y + height : step, x : x + width : step] for y in range(3) for x in range(3)]
-    return torch.stack(shifted, dim=2).view(len(image), 27, -1)
-
-
-def _feature_statistics(patches: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-    """Mean and deviation of the features, ``(n, 2, 64)``: those of patches say it all, since features are linear."""
-    middle = patches.mean(dim=2)
-    covariance = patches @ patches.transpose(1, 2) / patches.shape[2] - middle[:, :, None] * middle[:, None]
-    deviation = ((matrix @ covariance) * matrix).sum(dim=2).clamp(min=0).sqrt()
-    return torch.stack([middle @ matrix.T + bias, deviation], dim=1)
-
-
-def _restyle_features(
-    image: Tensor, wanted: Tensor, weight: Tensor, matrix: Tensor, bias: Tensor, back: Tensor
-) -> Tensor:
-    """Features normalised as in AdaIN, and the picture whose patches come closest to them."""
-    patches = _patches(image)
-    gain, shift = _toward(_feature_statistics(patches, matrix, bias), wanted, weight)
-    # All of it is linear: of a patch, and of the mean of the nine patches that a pixel lies in, which fits them best.
-    # So it is one convolution of 5x5, with each sample's own kernel.
-    change = back @ ((gain - 1)[:, :, None] * matrix)
-    offset = back @ shift[:, :, None] - change @ patches.mean(dim=2, keepdim=True)
-    count = len(image)
-    change = change.view(count, 3, 3, 3, 3, 3, 3)
-    kernel = image.new_zeros(count, 3, 3, 5, 5)
-    for y in range(3):
-        for x in range(3):
-            kernel[..., 2 - y : 5 - y, 2 - x : 5 - x] += change[:, :, y, x] / 9
-    deviation = _colour(image, *IMAGENET_STD)
-    padded = F.pad((image - _colour(image, *IMAGENET_MEAN)) / deviation, (2, 2, 2, 2), mode="replicate")
-    moved = F.conv2d(padded.flatten(0, 1)[None], kernel.flatten(0, 1), groups=count).view(image.shape)
-    return image + (moved + column(offset.view(count, 3, 9).mean(dim=2))) * deviation

@@ -49,13 +49,13 @@ def blur(image: Tensor, sigma: Tensor, most: float | None = None) -> Tensor:
     most = min(image.shape[-2:]) / 30 if most is None else most
     factor, small = 1, image
     while most > _WIDEST * factor and min(small.shape[-2:]) > 4:
-        factor, small = 2 * factor, _halve(small)
+        factor, small = 2 * factor, smaller(small)
     if factor == 1:
         return _separable(image, sigma, most)
     # What halving and enlarging blur by themselves; less than that is a blend with the picture.
     own = 0.49 * factor
     rest = (sigma.square() - own**2).clamp(min=0).sqrt() / factor
-    wide = F.interpolate(_separable(small, rest, most / factor), size=image.shape[-2:], mode="bilinear")
+    wide = enlarged(_separable(small, rest, most / factor), image)
     return torch.lerp(image, wide, column((sigma / own).square().clamp(max=1)))
 
 
@@ -100,8 +100,19 @@ def _fast_size(size: int) -> int:
     return -(-size // step) * step
 
 
-def _halve(image: Tensor) -> Tensor:
-    return F.interpolate(image, size=[(side + 1) // 2 for side in image.shape[-2:]], mode="bilinear")
+def smaller(image: Tensor) -> Tensor:
+    """Half the size, by means of two by two: a third of the time of an interpolation."""
+    if image.shape[-1] % 2 or image.shape[-2] % 2:
+        image = F.pad(image, (0, image.shape[-1] % 2, 0, image.shape[-2] % 2), mode="replicate")
+    rows = image[..., ::2, :] + image[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def enlarged(image: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
+    """To the size of another picture, bilinear unless said."""
+    # As one channel each: of three at once a CPU makes a copy with channels last first, which doubles the time.
+    large = F.interpolate(image.flatten(0, 1)[:, None], size=like.shape[-2:], mode=mode)
+    return large.view(*image.shape[:2], *like.shape[-2:])
 
 
 def _take(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -441,6 +452,6 @@ def _boost(image: Tensor, gains: Tensor) -> Tensor:
     if not gains.shape[1]:
         return image
     gain = 1 + column(gains[:, 0])
-    half = _halve(image)
+    half = smaller(image)
     rest = _boost(half, gains[:, 1:]) - gain * half
-    return torch.addcmul(F.interpolate(rest, size=image.shape[-2:], mode="bilinear"), image, gain)
+    return torch.addcmul(enlarged(rest, image), image, gain)
