@@ -3,6 +3,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
 from nbclient import NotebookClient
 
 import infill_aug as ia
@@ -27,6 +30,19 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch,
     assert set(names["batch"]) == {"image", "mask", "target"}
     assert names["result"].mask.any()
     assert "16 images: 96 infills generated" in capsys.readouterr().out
+
+
+def test_the_python_and_the_yaml_of_the_variation_page_run():
+    page, names = ROOT / "docs" / "variation.md", {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    infill, mask = torch.rand(4, 3, 16, 16), torch.ones(4, 1, 16, 16)
+    assert names["chain"](infill).shape == infill.shape
+    (text,) = blocks(page, "yaml")
+    variation = instantiate({"_target_": "infill_aug.Variation", **yaml.safe_load(text)["variation"]})
+    assert variation.style is None
+    assert [each.name for each in variation.texture.operations] == ["blur", "RandomMotionBlur", "JPEG"]
+    assert variation(infill, mask).shape == infill.shape
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -22,7 +22,8 @@ class ForeignOperation(nn.Module):
 
     Args:
         module: kornia's draw their own parameters, one for each sample; everything else is called for one picture
-            ``(3, H, W)`` after the other, each with a seed of its own, so that its draws replay.
+            ``(3, H, W)`` after the other, torchvision's in ``uint8``, others in floating point, each with a seed of its
+            own, so that its draws replay.
 
     Raises:
         TypeError: nothing that can be called.
@@ -42,6 +43,7 @@ class ForeignOperation(nn.Module):
         self.module = module
         self.name = type(module).__name__
         self.batched = isinstance(module, K.AugmentationBase2D)
+        self.eight = isinstance(module, v2.Transform)
         # Where in doubt, content moves: then no operation sees what lies outside of its region.
         self.moves = (
             not isinstance(module, K.IntensityAugmentationBase2D)
@@ -68,10 +70,12 @@ class ForeignOperation(nn.Module):
             devices = [image.device] if image.is_cuda else []
             with torch.random.fork_rng(devices):
                 parts = []
-                for picture, seed in zip(image, params["seed"].tolist(), strict=True):
+                # Some of torchvision's take 8 bits only, all are faster there.
+                pictures = v2.functional.to_dtype(image, torch.uint8, scale=True) if self.eight else image
+                for picture, seed in zip(pictures, params["seed"].tolist(), strict=True):
                     torch.manual_seed(seed)
-                    parts.append(self.module(picture))
-            result = torch.stack([torch.as_tensor(part) for part in parts])
+                    parts.append(v2.functional.to_dtype(self.module(picture), torch.float32, scale=True))
+            result = torch.stack(parts)
         if result.shape != image.shape:
             raise ValueError(
                 f"{self.name} made {tuple(result.shape)} of {tuple(image.shape)}; a variation keeps the size: set the "
