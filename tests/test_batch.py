@@ -1,4 +1,5 @@
 import copy
+import gc
 import pickle
 import re
 import shutil
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -376,6 +378,55 @@ def test_the_step_runs_in_inductor_with_the_same_masks_and_pixels():
         torch.testing.assert_close(image, wanted_image, rtol=1e-5, atol=1e-5)
         kept = ~mask.expand_as(image)
         assert torch.equal(image[kept], reference(original)[kept])
+
+
+@pytest.mark.parametrize("mode", ["quantile", "absolute"])
+def test_no_part_of_the_step_looks_at_a_value_on_the_device_or_leaves_it(mode):
+    # Tensors without values on a GPU that need not be there: whatever would wait for one, or mix devices, raises.
+    augment = InfillAugment(p=1.0, mode=mode, variation=lambda infill, mask: infill * mask, dtype=torch.float16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        given_batch = {key: value.to("cuda") for key, value in batch().items()}
+        image, infill, confidence = (given_batch[key] for key in ("image", "infill", "confidence"))
+        threshold, rows = torch.rand(4, device="cuda"), torch.rand(4, device="cuda").argsort()[:2]
+        mask = augment.make_mask(confidence, threshold, threshold > 0.5)
+        out = augment.mix(image, augment.vary(infill, mask, rows), mask)
+    assert (out.device.type, out.dtype, out.shape) == ("cuda", torch.float16, image.shape)
+
+
+def test_nothing_grows_over_the_steps():
+    augment = InfillAugment(0.6, p=0.7, variation=Variation(), normalize=(MEAN, STD))
+    given_batch, counts = batch(8), []
+    for _ in range(40):
+        augment(given_batch)
+        gc.collect()
+        counts.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
+    # What operations keep, once each, comes in the first steps.
+    assert max(counts[30:]) <= max(counts[20:30]) + 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_image_comes_with_channels_last_where_that_is_asked_for(dtype):
+    given_batch = batch()
+    plain, last = (
+        InfillAugment(p=0.0, normalize=(MEAN, STD), dtype=dtype, channels_last=each) for each in (False, True)
+    )
+    out = last(given_batch)["image"]
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert plain(given_batch)["image"].is_contiguous()
+    assert torch.equal(out, plain(given_batch)["image"])
+
+
+def test_only_changed_samples_are_varied():
+    seen = []
+
+    def counts(infill, mask):
+        seen.append(len(infill))
+        assert mask.flatten(1).any(1).all()
+        return infill
+
+    augment = InfillAugment(0.8, p=0.3, variation=counts, protect_above=None)
+    out = augment(batch(100))
+    assert seen == [int(out["mask"].flatten(1).any(1).sum())]
 
 
 def test_pickles_and_deepcopies_do_the_same():

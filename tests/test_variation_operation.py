@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from infill_aug.variation.operation import (
     GROUPS,
@@ -62,6 +63,21 @@ def test_other_floating_point_types_come_back_as_they_were(dtype):
     varied = find_operation("jitter")()(torch.rand(2, 3, 5, 7).to(dtype))
     assert varied.dtype == dtype
     assert ((varied >= 0) & (varied <= 1)).all()
+
+
+@pytest.mark.parametrize("name", list_operations())
+def test_no_operation_looks_at_a_value_on_the_device_or_leaves_it(name):
+    # Tensors without values on a GPU that need not be there: whatever would wait for one, or mix devices, raises.
+    operation = find_operation(name)(strength=(0.5, 1.0))
+    operation(torch.rand(3, 3, 40, 33))  # what is made once is made here
+    constant.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image = torch.rand(3, 3, 40, 33, device="cuda")
+        more = {"donors": image} if operation.mixes else {}
+        varied = operation.vary(image, **operation.draw(torch.rand(3, device="cuda"), 40, 33), **more)
+        assert varied.shape == image.shape
+        assert varied.device == image.device
+    constant.cache_clear()
 
 
 def test_a_constant_is_made_once_for_each_device():

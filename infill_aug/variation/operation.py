@@ -184,7 +184,7 @@ def column(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1, 1, 1)
 
 
-@functools.lru_cache
+@functools.cache
 def constant(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of a module in float32 on a device: copied there once, since a copy in every step would hold it up."""
     # One that was made in inference mode could never again take part in a gradient.

@@ -129,14 +129,13 @@ def _lines(luma: Tensor) -> Tensor:
 
 def colour_of(image: Tensor, *channels: float) -> Tensor:
     """A colour as ``(3, 1, 1)`` on the picture's device."""
-    return _kept(channels, image.device)
+    return constant(_colour(channels), image.device)
 
 
-@functools.lru_cache
-def _kept(channels: tuple[float, ...], device: torch.device) -> Tensor:
-    # Copied to the device once, as by ``constant``.
+@functools.cache
+def _colour(channels: tuple[float, ...]) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(channels, device=device).view(-1, 1, 1)
+        return torch.tensor(channels).view(-1, 1, 1)
 
 
 def _unit(image: Tensor) -> float:

@@ -14,6 +14,8 @@ from infill_aug.variation.operation import Operation, column, constant, uniform
 
 # Deviation in pixels from which a blur works at half the size.
 _WIDEST = 2.4
+# Numbers between the beginnings of two samples' noise.
+_APART = 3989
 # Waves of an elastic change in each direction, and most tiles a side.
 _WAVES, _TILES = 5, 6
 # The orthogonal cosine transform of 8 numbers, and the tables of its rounding (ITU-T T.81, annex K), row by row.
@@ -167,10 +169,8 @@ def _noise(like: Tensor, height: int, width: int) -> Tensor:
 
     Drawn for each sample it would take longer than everything else together.
     """
-    numbers = 3 * height * width
-    apart = int(torch.randint(1000, 4000, ())) | 1
-    field = torch.randn(numbers + (len(like) - 1) * apart, device=like.device)
-    return field.as_strided((len(like), 3, height, width), (apart, height * width, width, 1))
+    field = torch.randn(3 * height * width + (len(like) - 1) * _APART, device=like.device)
+    return field.as_strided((len(like), 3, height, width), (_APART, height * width, width, 1))
 
 
 class FractalNoise(Operation):
