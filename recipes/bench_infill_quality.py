@@ -9,6 +9,7 @@ not to be told apart), PSNR in the hole, and milliseconds a picture; saves a gri
 """
 
 import argparse
+import json
 import platform
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from infill_aug.infill.realism import two_sample_auc
 from infill_aug.samples import split_sample
 
 BACKENDS = ["push_pull", "telea", "noise", "donor", "diffusion"]
-# The object and, for donors, the object with the rim that trimaps leave open.
+# The object; for donors, with the rim that trimaps leave open.
 CORE, WHOLE = MaskConfidence(1, foreground=(1,), falloff=0.0), MaskConfidence(1, foreground=(1, 3), falloff=0.0)
 MASK = MaskConfidence("mask", falloff=0.0)
 # Pictures with more of a hole have next to nothing to go on, those with less are real.
@@ -41,7 +42,7 @@ def read(dataset, source, size, indices):
     for index in indices:
         image, target = split_sample(dataset[index], None)
         both = torch.cat([image.float() / 255, source(image, target)])[None]
-        small = nnf.interpolate(both, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+        small = nnf.interpolate(both, size=size, mode="bilinear", antialias=True)[0]
         images.append((small[:3] * 255).round().to(torch.uint8))
         maps.append(small[3:])
     return torch.stack(images), torch.stack(maps)
@@ -77,7 +78,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--backends", nargs="+", default=BACKENDS)
-    parser.add_argument("--weights", help="infiller for the backend diffusion")
+    parser.add_argument("--options", type=json.loads, default={}, help='of backends: {"gan": {"weights": FILE}}')
     parser.add_argument("--seeds", type=int, default=3, help="classifiers for each half")
     parser.add_argument("--feather", type=int, default=0, help="pixels; 2 is the default of InfillAugment")
     parser.add_argument("--output", default="outputs/quality")
@@ -88,9 +89,9 @@ def main() -> None:
         f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads\n"
     )
     print("| backend | AUC | PSNR in the hole, dB | ms a picture |\n| --- | --- | --- | --- |")
-    rows = [images[:: max(1, len(images) // 16)][:16]]
+    rows, every = [images[:: max(1, len(images) // 16)][:16]], max(1, len(images) // 16)
     for name in options.backends:
-        backend = load_backend(name, **({"weights": options.weights} if name == "diffusion" else {}))
+        backend = load_backend(name, **options.options.get(name, {}))
         if backend.pool_size:
             backend.prepare(pool)
         fills, started = [], time.perf_counter()
@@ -98,21 +99,20 @@ def main() -> None:
             image, hole = images[start : start + 16].float() / 255, holes[start : start + 16]
             samples = [SampleContext(f"picture {start + i}", start + i) for i in range(len(image))]
             fills.append(backend.generate_infill(image, hole, TaskDescriptor("quality", "object"), samples=samples))
-        seconds = time.perf_counter() - started
-        filled = torch.cat(fills)
+        seconds, filled = time.perf_counter() - started, torch.cat(fills)
         error = (filled - images.float() / 255)[holes.expand_as(filled)].square().mean()
         eight = composite(images, (filled * 255).round().to(torch.uint8), feather_mask(holes, options.feather))
         found = two_sample_auc(images, eight, seeds=options.seeds)
-        rows.append(eight[:: max(1, len(images) // 16)][:16])
+        rows.append(eight[::every][:16])
         print(
             f"| {name} | {found.auc:.3f} ± {found.deviation:.3f} | {-10 * float(error.log10()):.1f} | "
             f"{1000 * seconds / len(images):.1f} |",
             flush=True,
         )
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_image(torch.cat(rows).float() / 255, folder / f"fills_{options.size}.png", nrow=len(rows[0]))
-    print(f"\nrows: real, {', '.join(options.backends)}: {folder / f'fills_{options.size}.png'}")
+    grid = Path(options.output) / f"fills_{options.size}.png"
+    grid.parent.mkdir(parents=True, exist_ok=True)
+    save_image(torch.cat(rows).float() / 255, grid, nrow=len(rows[0]))
+    print(f"\nrows: real, {', '.join(options.backends)}: {grid}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from infill_aug.confidence.folders import PictureFolder
 from infill_aug.confidence.from_profile import source_from_profile
 from infill_aug.infill.infiller_training import InfillerSet, read_infiller_set, side_of
 from infill_aug.infill.pipeline import new_infiller
+from infill_aug.infill.single_pass import SinglePassInfiller, save_single_pass
 from infill_aug.lit.infiller import fit_infiller
 
 MASK = MaskConfidence(falloff=0.0)
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--output", default="outputs/base_infiller")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--gan", action="store_true", help="a network of one pass for the backend gan, to compare")
     parser.add_argument("--precision", default="32-true", help="Lightning's; bf16-mixed where the CPU is made for it")
     options, started = parser.parse_args(), time.perf_counter()
     pictures = read_all(options)
@@ -90,7 +92,7 @@ def main() -> None:
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     trained = fit_infiller(
-        new_infiller(options.size),
+        SinglePassInfiller() if options.gan else new_infiller(options.size),
         pictures.take(order[16:]),
         steps=options.steps,
         held=pictures.take(order[:16]),
@@ -98,10 +100,13 @@ def main() -> None:
         resume=True,
         precision=options.precision,
     )
-    folder = Path(options.output) / "pipeline"
-    trained.unet.half()
-    trained.save_pretrained(folder)
-    print(f"{folder}: {len(pictures) - 16} pictures, {time.perf_counter() - started:.0f} s")
+    saved = Path(options.output) / ("network.pt2" if options.gan else "pipeline")
+    if isinstance(trained, SinglePassInfiller):
+        save_single_pass(trained, saved)
+    else:
+        trained.unet.half()
+        trained.save_pretrained(saved)
+    print(f"{saved}: {len(pictures) - 16} pictures, {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
