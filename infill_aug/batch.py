@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from infill_aug.functional.composite import composite
+from infill_aug.functional.composite import composite, vary_in_eight_bits
 from infill_aug.functional.masks import feather_mask, masked_share, threshold_mask
 from infill_aug.threshold import ThresholdState
 from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK
@@ -180,13 +180,12 @@ class InfillAugment(nn.Module):
         return mask & changed[:, None, None, None]
 
     def vary(self, infill: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
-        """The infill with some samples varied, in its own dtype; what is not finite stays as it was."""
+        """The infill with some samples varied, in its own dtype."""
         assert self.variation is not None
-        plain = infill.index_select(0, rows)
-        varied = self.variation(_unit(plain), mask.index_select(0, rows).float())
+        plain, where = infill.index_select(0, rows), mask.index_select(0, rows)
         if infill.dtype == torch.uint8:
-            varied = torch.where(varied.isfinite(), (varied.clamp(0, 1) * 255).round().to(torch.uint8), plain)
-        return infill.index_copy(0, rows, varied.to(infill.dtype))
+            return infill.index_copy(0, rows, vary_in_eight_bits(plain, where, self.variation))
+        return infill.index_copy(0, rows, self.variation(plain.float(), where.float()).to(infill.dtype))
 
     def mix(self, image: Tensor, infill: Tensor, mask: Tensor) -> Tensor:
         """Composite and normalise; tensors in, a tensor out."""

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from infill_aug.cache.reader import InfillReader
 from infill_aug.cache.store import InfillStore
 from infill_aug.confidence.sources import protect_labelled
-from infill_aug.functional.composite import composite
+from infill_aug.functional.composite import composite, vary_in_eight_bits
 from infill_aug.functional.masks import feather_mask, threshold_mask
 from infill_aug.samples import to_uint8_image
 from infill_aug.threshold import ThresholdState
@@ -102,8 +102,7 @@ class InfillTransform(v2.Transform):
         mask = threshold_mask(confidence[None], value, mode=mode, protect_above=self.reader.recipe.protect_above)
         if self.variation is not None:
             with torch.no_grad():
-                varied = self.variation(infill[None].float() / 255, mask.float())
-            infill = (varied[0].clamp(0, 1) * 255).round().to(torch.uint8)
+                infill = vary_in_eight_bits(infill[None], mask, self.variation)[0]
         soft = feather_mask(mask, self.feather) if self.feather else mask
         return {"result": composite(image[None], infill[None], soft)[0]}
 

@@ -48,8 +48,8 @@ def albumentations_chain() -> Callable:
 def contestants(size: int) -> dict[str, Callable]:
     """Everything that is installed, by name."""
     to_float = v2.ToDtype(torch.float32, scale=True)
-    # Blur up to one pixel, and noise of .05, as the others'.
-    blur, noise = Blur((0.0, 1 / (0.02 * size))), GaussianNoise((0.25, 0.3))
+    # Blur up to one pixel, and noise of .05 in the mean, as the others'.
+    blur, noise = Blur((0.0, min(1.0, 1 / (0.02 * size)))), GaussianNoise((0.3, 0.4))
     variation = Variation(
         color={"operations": ["jitter"], "p": 0.8},
         texture={"operations": [blur], "p": 0.5},

@@ -394,14 +394,16 @@ def test_no_part_of_the_step_looks_at_a_value_on_the_device_or_leaves_it(mode):
 
 
 def test_nothing_grows_over_the_steps():
-    augment = InfillAugment(0.6, p=0.7, variation=Variation(), normalize=(MEAN, STD))
-    given_batch, counts = batch(8), []
-    for _ in range(40):
+    parts = {"style": ["night", "sepia"], "color": ["jitter", "palette"], "texture": ["gaussian_noise", "blur"]}
+    variation = Variation(**{group: {"operations": names, "p": 1.0} for group, names in parts.items()})
+    augment = InfillAugment(0.6, p=0.9, variation=variation, normalize=(MEAN, STD))
+    given_batch, counts = batch(16), []
+    for _ in range(30):
         augment(given_batch)
         gc.collect()
-        counts.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
+        counts.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
     # What operations keep, once each, comes in the first steps.
-    assert max(counts[30:]) <= max(counts[20:30]) + 2
+    assert max(counts[10:]) <= counts[10]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

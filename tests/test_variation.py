@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import kornia.augmentation as K
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,11 +10,13 @@ from torch import nn
 
 from infill_aug.descriptor import TaskDescriptor
 from infill_aug.variation import Variation
+from infill_aug.variation import variation as module
 from infill_aug.variation.operation import GROUPS, find_operation, list_operations
 
 STRENGTHS = [(0.5, 0.5, 0.3), (1.0, 1.0, 1.0), (0, 1.0, 0), (0, 0, 1.0), (1.0, 0, 0), (0.1, 0.1, 0.1)]
 WORDS = {2: torch.int16, 4: torch.int32}
 NAMES = list_operations()
+COVERED = ["nothing", "a part", "everything"]
 
 
 def bits(tensor):
@@ -31,6 +34,19 @@ def full(infill):
     return torch.ones_like(infill[:, :1])
 
 
+def cover(mask, covered):
+    return {"nothing": torch.zeros_like(mask), "a part": mask, "everything": torch.ones_like(mask)}[covered]
+
+
+def check_kept(variation, infill, mask):
+    varied = variation(infill, mask)
+    assert varied.shape == infill.shape
+    assert varied.dtype == infill.dtype
+    assert ((varied >= 0) & (varied <= 1)).all()
+    kept = ~(mask > 0).expand_as(infill)
+    assert torch.equal(bits(varied)[kept], bits(infill)[kept])
+
+
 def only(name, strength=1.0):
     """Every sample gets this operation and no other."""
     wanted = {"operations": [name], "strength": (strength, strength), "p": 1.0}
@@ -44,34 +60,28 @@ def strongest():
 # --- what is kept ---
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=12, deadline=None)
 @given(
-    name=st.sampled_from(NAMES),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     mask_dtype=st.sampled_from([torch.bool, torch.float32]),
     size=st.sampled_from([(1, 1), (7, 33), (16, 20), (1, 12)]),
     count=st.sampled_from([1, 3]),
-    covered=st.sampled_from(["nothing", "a part", "everything"]),
+    covered=st.sampled_from(COVERED),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_outside_the_mask_no_operation_changes_a_bit(name, dtype, mask_dtype, size, count, covered, seed):
+def test_outside_the_mask_no_operation_changes_a_bit(name, dtype, mask_dtype, size, count, covered, layout, seed):
     torch.default_generator.manual_seed(seed)
     infill, mask = scene(count, *size, dtype=dtype, seed=seed)
-    mask = {"nothing": torch.zeros_like(mask), "a part": mask, "everything": torch.ones_like(mask)}[covered]
-    varied = only(name)(infill, mask.to(mask_dtype))
-    assert varied.shape == infill.shape
-    assert varied.dtype == dtype
-    assert ((varied >= 0) & (varied <= 1)).all()
-    kept = ~mask.expand_as(infill)
-    assert torch.equal(bits(varied)[kept], bits(infill)[kept])
+    check_kept(only(name), infill.contiguous(memory_format=layout), cover(mask, covered).to(mask_dtype))
 
 
+@pytest.mark.parametrize("covered", COVERED)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_large_picture_of_an_odd_size_is_varied(name):
-    infill, mask = scene(1, 513, 65)
-    varied = only(name)(infill, mask)
-    assert varied.isfinite().all()
-    assert torch.equal(varied[~mask.expand_as(varied)], infill[~mask.expand_as(varied)])
+def test_a_large_picture_of_an_odd_size_is_varied_in_half_precision_too(name, covered):
+    infill, mask = scene(1, 513, 33, dtype=torch.float16)
+    check_kept(only(name), infill, cover(mask, covered))
 
 
 @settings(max_examples=25, deadline=None)
@@ -83,11 +93,7 @@ def test_a_large_picture_of_an_odd_size_is_varied(name):
 def test_outside_the_mask_nothing_changes_by_a_bit_whatever_is_drawn(strengths, dtype, seed):
     torch.default_generator.manual_seed(seed)
     infill, mask = scene(dtype=dtype, seed=seed)
-    varied = Variation(*strengths)(infill, mask)
-    assert varied.dtype == dtype
-    assert ((varied >= 0) & (varied <= 1)).all()
-    kept = ~mask.expand_as(infill)
-    assert torch.equal(bits(varied)[kept], bits(infill)[kept])
+    check_kept(Variation(*strengths), infill, mask)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if find_operation(name).moves])
@@ -198,6 +204,38 @@ def test_on_the_same_batch_every_sample_gets_the_same():
         torch.testing.assert_close(varied, varied[:1].expand_as(varied))
 
 
+def test_a_batch_that_is_varied_in_parts_is_varied_throughout(monkeypatch):
+    monkeypatch.setattr(module, "_PART_BYTES", 3 * 4 * 3 * 16 * 20)
+    infill, mask = scene(11)
+    counts = []
+    variation = Variation(style=None, color={"operations": ["jitter"], "p": 1.0}, texture=None)
+    operation = variation.color.operations[0]
+    vary = operation.vary
+    monkeypatch.setattr(operation, "vary", lambda image, **params: counts.append(len(image)) or vary(image, **params))
+    varied = variation(infill, mask)
+    assert sum(counts) == 11
+    assert max(counts) <= 3
+    assert all(not torch.equal(one, other) for one, other in zip(varied, infill, strict=True))
+    kept = ~mask.expand_as(infill)
+    assert torch.equal(varied[kept], infill[kept])
+
+
+@pytest.mark.parametrize("operation", ["jitter", "gaussian_noise", K.RandomInvert(p=1.0), K.ColorJiggle(0.5, 0.5, 0.5)])
+def test_the_same_on_batch_holds_in_a_large_batch_and_for_operations_of_kornia(operation, monkeypatch):
+    monkeypatch.setattr(module, "_PART_BYTES", 1)
+    infill = torch.rand(1, 3, 16, 16).expand(9, -1, -1, -1).contiguous()
+    color = {"operations": [operation], "p": 1.0}
+    varied = Variation(style=None, color=color, texture=None, same_on_batch=True)(infill, full(infill))
+    torch.testing.assert_close(varied, varied[:1].expand_as(varied))
+    assert not torch.equal(varied, infill)
+
+
+def test_alone_a_sample_gets_no_operation_that_mixes_with_others():
+    variation = Variation(style=["fourier_mix", "style_transfer", "sepia"], color=None, texture=None)
+    for _ in range(40):
+        assert all(change.operation == 2 for change in variation.make_params(1, 8, 8)[0])
+
+
 # --- how it is asked for ---
 
 
@@ -228,6 +266,27 @@ def test_parts_are_given_as_numbers_names_mappings_or_objects():
 def test_a_strength_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=rf"{name} must lie in 0..1.*got {value}"):
         Variation(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("infill", "mask", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.ones(2, 1, 4, 4), "divide uint8 by 255"),
+        (torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4), r"infill must be \(B, 3, H, W\).*\(2, 1, 4, 4\)"),
+        (torch.rand(3, 3, 4, 4), torch.ones(3, 4, 4), r"mask must be \(3, 1, 4, 4\) to fit, got \(3, 4, 4\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(infill, mask, message):
+    with pytest.raises(ValueError, match=message):
+        Variation()(infill, mask)
+
+
+def test_a_draw_for_more_pictures_and_a_mistyped_key_are_refused():
+    params = strongest().make_params(6, 16, 20)
+    with pytest.raises(ValueError, match="drawn for 6 pictures or more, and there are 4"):
+        strongest()(*scene(4), params)
+    with pytest.raises(ValueError, match=r"color has no \['operation'\]; allowed: .*Weights go under"):
+        Variation(color={"operation": ["jitter"]})
 
 
 def test_a_variation_that_changes_nothing_warns():

@@ -2,6 +2,7 @@ import collections
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from infill_aug.variation.choice import OperationChoice
 from infill_aug.variation.color import Gamma, Jitter
@@ -60,7 +61,10 @@ def test_operations_are_named_in_every_way_that_a_config_has():
     for given in ("jitter, gamma", ["jitter", "gamma"], {"jitter": 1, "gamma": 2}, [("jitter", 1), Gamma()]):
         choice = OperationChoice("color", given)
         assert [operation.name for operation in choice.operations] == ["jitter", "gamma"]
+    assert OperationChoice("color", ["jitter", "gamma"]).weights == (1, 1)
     assert OperationChoice("color", [("jitter", 1), (Gamma(), 2)]).weights == (1, 2)
+    assert OperationChoice("color", OmegaConf.create([["jitter", 3], "gamma"])).weights == (3, 1)
+    assert OperationChoice("color", (name for name in ("jitter", "gamma"))).weights == (1, 1)
     assert OperationChoice("color", {"jitter": 0, "gamma": 1}).weights == (1,)
     assert OperationChoice("color", ["jitter"], strength=(0.2, 0.3)).operations[0].strength == (0.2, 0.3)
     assert OperationChoice("color", [Jitter(0.8)], strength=0.1).operations[0].strength == (0.2, 0.8)

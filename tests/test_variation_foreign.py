@@ -56,6 +56,26 @@ def test_operations_are_found_by_name_in_this_package_then_kornia_then_torchvisi
         make_operation(3, 0.5)
 
 
+def test_by_name_an_operation_changes_every_sample_that_it_is_drawn_for():
+    infill = torch.rand(200, 3, 4, 4)
+    for name in ("RandomInvert", "RandomSolarize"):
+        varied = Variation(style=None, color={"operations": [name], "p": 1.0}, texture=None)(
+            infill, torch.ones(200, 1, 4, 4)
+        )
+        assert all(not torch.equal(one, other) for one, other in zip(varied, infill, strict=True))
+    with pytest.raises(ValueError, match=r"RandomAffine cannot be made by its name alone.*pass an object"):
+        make_operation("RandomAffine", 0.5)
+
+
+def test_containers_of_kornia_and_transforms_in_8_bits_work():
+    image = torch.rand(2, 3, 16, 16)
+    for container in (K.ImageSequential(K.RandomInvert(p=1.0)), nn.Sequential(K.RandomInvert(p=1.0))):
+        operation = ForeignOperation(container)
+        torch.testing.assert_close(operation.vary(image, **operation.draw(torch.ones(2), 16, 16)), 1 - image)
+    jpeg = ForeignOperation(v2.JPEG((5, 10)))
+    assert (jpeg.vary(image, **jpeg.draw(torch.ones(2), 16, 16)) - image).abs().mean() > 0.01
+
+
 def test_an_operation_that_changes_the_size_is_refused_by_name():
     variation = Variation(style=None, texture=None, color={"operations": [v2.Resize(4)], "p": 1.0})
     with pytest.raises(ValueError, match=r"Resize made \(1, 3, 4, 4\) of \(1, 3, 8, 8\)"):

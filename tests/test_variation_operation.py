@@ -35,6 +35,14 @@ def test_a_strength_out_of_range_is_refused(strength):
         strength_range(strength)
 
 
+def test_an_operation_of_somebody_else_joins_no_default():
+    class Jitter(Operation):
+        group = "color"
+
+    assert find_operation("jitter") is not Jitter
+    assert Jitter.name == "jitter"
+
+
 def test_strengths_lie_in_their_range_one_a_sample():
     seen = []
 

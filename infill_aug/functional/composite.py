@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+
+def vary_in_eight_bits(infill: Tensor, mask: Tensor, variation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """An infill in 8 bits through a variation on floating point; where the result is not finite, the infill stays.
+
+    Args:
+        infill: ``(B, 3, H, W)`` ``uint8``.
+        mask: ``(B, 1, H, W)`` bool; 1 = infill.
+        variation: ``(infill, mask) -> infill`` on floating point in 0..1.
+
+    Returns:
+        Tensor like ``infill``.
+
+    Example:
+        >>> import torch
+        >>> infill, mask = torch.full((1, 3, 1, 2), 255, dtype=torch.uint8), torch.ones(1, 1, 1, 2, dtype=torch.bool)
+        >>> vary_in_eight_bits(infill, mask, lambda infill, mask: infill / 5)[0, 0].tolist()
+        [[51, 51]]
+    """
+    varied = variation(infill.float().div_(255), mask.float())
+    eight = (varied.clamp(0, 1) * 255).round().to(torch.uint8)
+    return torch.where(varied.isfinite(), eight, infill)
 
 
 def composite(image: Tensor, infill: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from infill_aug.checks import is_number
-from infill_aug.variation.foreign import make_operation
+from infill_aug.variation.foreign import ForeignOperation, make_operation
 from infill_aug.variation.operation import GROUPS, Operation, list_operations, strength_range
 
 # How many operations one call draws: each touches a run of samples, at a random place of the batch. A sample's chances
@@ -43,8 +43,8 @@ class OperationChoice(nn.Module):
 
     Args:
         group: ``"style"``, ``"color"`` or ``"texture"``: whose operations there are where none are named.
-        operations: names or objects, as ``make_operation`` takes them; or a mapping from name to weight; an object with
-            a weight is a pair. ``None``: all of the group.
+        operations: names or objects, as ``make_operation`` takes them, evenly; or a mapping from name to weight; an
+            object with a weight is a pair. ``None``: all of the group, natural and cheap ones more often.
         strength: 0..1, the range that strengths are drawn from; a number s stands for s / 4 to s. Of operations of
             this package that come by name; others have their own.
         p: 0..1, share of the samples that get one; ``None``: a quarter for style, 0.8 for colour, half for texture.
@@ -75,7 +75,9 @@ class OperationChoice(nn.Module):
         self.strength = strength_range(strength)
         self.group, self.same_on_batch = group, same_on_batch
         self.p = float(_SHARE[group] if p is None else p)
-        named = _weighted(list_operations(group) if operations is None else operations)
+        if operations is None:
+            operations = {name: _WEIGHTS.get(name, 1.0) for name in list_operations(group)}
+        named = _weighted(operations)
         for what, weight in named:
             if not is_number(weight, 0):
                 raise ValueError(f"the weight of {what!r} must be a number of 0 or more, got {weight!r}")
@@ -84,6 +86,10 @@ class OperationChoice(nn.Module):
             raise ValueError(f"{group} has no operation with a weight above 0; set its p to 0 to leave it out")
         self.operations = nn.ModuleList(make_operation(what, self.strength) for what, _ in named)
         self.weights = tuple(float(weight) for _, weight in named)
+        if same_on_batch:
+            for operation in self.operations:
+                if isinstance(operation, ForeignOperation) and operation.batched:
+                    operation.module.same_on_batch = True  # kornia draws for all of them itself
 
     @property
     def idle(self) -> bool:
@@ -111,7 +117,12 @@ class OperationChoice(nn.Module):
             return []
         first = int(torch.randint(count, ())) if touched < count else 0
         parts = 1 if self.same_on_batch else min(_AT_ONCE, touched)
-        which = torch.multinomial(torch.tensor(self.weights), parts, replacement=True).tolist()
+        weights = torch.tensor(self.weights)
+        if count == 1:
+            # Alone a sample has no other to mix with.
+            others = torch.tensor([not each.mixes or each.name == "palette" for each in self.operations])
+            weights = weights * others if others.any() else weights
+        which = torch.multinomial(weights, parts, replacement=True).tolist()
         changes = []
         for part, index in enumerate(which):
             start, stop = first + part * touched // parts, first + (part + 1) * touched // parts
@@ -124,12 +135,11 @@ class OperationChoice(nn.Module):
 
     def _draw(self, operation: Any, count: int, height: int, width: int, device: torch.device) -> dict[str, Any]:
         low, high = operation.strength if isinstance(operation, Operation) else self.strength
-        drawn = 1 if self.same_on_batch else count
-        strength = low + (high - low) * torch.rand(drawn, device=device)
+        # Kornia's parameters are not all one a sample.
+        one = self.same_on_batch and not getattr(operation, "batched", False)
+        strength = low + (high - low) * torch.rand(1 if one else count, device=device)
         params: dict[str, Any] = operation.draw(strength, height, width)
-        if drawn == count:
-            return params
-        return {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
+        return {name: value.expand(count, *value.shape[1:]) for name, value in params.items()} if one else params
 
     def extra_repr(self) -> str:
         """What is printed of this module."""
@@ -141,8 +151,6 @@ def _weighted(operations: Iterable[Any] | Mapping[str, float]) -> list[tuple[Any
         return list(operations.items())
     if isinstance(operations, str):
         operations = [name.strip() for name in operations.split(",")]
-    return [
-        (each[0], each[1]) if isinstance(each, tuple | list) and len(each) == 2
-        else (each, _WEIGHTS.get(each, 1.0) if isinstance(each, str) else 1.0)
-        for each in operations
-    ]  # fmt: skip
+    operations = list(operations)
+    pairs = (isinstance(each, Sequence) and not isinstance(each, str) and len(each) == 2 for each in operations)
+    return [(each[0], each[1]) if pair else (each, 1.0) for each, pair in zip(operations, pairs, strict=True)]

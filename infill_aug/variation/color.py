@@ -215,8 +215,8 @@ class Greyscale(Operation):
         toned = (uniform(strength) < 0.5)[:, None]
         return {
             "weights": weights / weights.sum(dim=1, keepdim=True),
-            "tone": torch.where(toned, uniform(strength, -0.06, 0.06, 3), 0.0),
-            "weight": 0.4 + 0.6 * strength,
+            "tone": torch.where(toned, strength[:, None] * uniform(strength, -0.06, 0.06, 3), 0.0),
+            "weight": (3 * strength).clamp(max=1),
         }
 
     def vary(self, image: Tensor, **params: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,8 +55,7 @@ class ForeignOperation(nn.Module):
     def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Any]:
         """Kornia's parameters, or a seed for each picture."""
         if self.batched:
-            drawn: dict[str, Any] = self.module.forward_parameters(torch.Size([len(strength), 3, height, width]))
-            return drawn
+            return {"kornia": self.module.forward_parameters(torch.Size([len(strength), 3, height, width]))}
         return {"seed": torch.randint(2**62, (len(strength),))}
 
     def vary(self, image: Tensor, **params: Any) -> Tensor:
@@ -65,7 +65,7 @@ class ForeignOperation(nn.Module):
             ValueError: the result has another shape.
         """
         if self.batched:
-            result = self.module(image, params=params)
+            result = self.module(image, params=params["kornia"])
         else:
             devices = [image.device] if image.is_cuda else []
             with torch.random.fork_rng(devices):
@@ -74,7 +74,9 @@ class ForeignOperation(nn.Module):
                 pictures = v2.functional.to_dtype(image, torch.uint8, scale=True) if self.eight else image
                 for picture, seed in zip(pictures, params["seed"].tolist(), strict=True):
                     torch.manual_seed(seed)
-                    parts.append(v2.functional.to_dtype(self.module(picture), torch.float32, scale=True))
+                    varied = v2.functional.to_dtype(self.module(picture), torch.float32, scale=True)
+                    # Containers of kornia make a batch of one.
+                    parts.append(varied[0] if varied.ndim == 4 and len(varied) == 1 else varied)
             result = torch.stack(parts)
         if result.shape != image.shape:
             raise ValueError(
@@ -88,8 +90,9 @@ def make_operation(what: Any, strength: float | Sequence[float]) -> Operation | 
     """An operation from its name or from an object.
 
     Args:
-        what: name of an operation of this package, of a class of ``kornia.augmentation`` or ``torchvision.transforms.
-            v2``, or ``"module:Name"``; or an object of any of these kinds.
+        what: name of an operation of this package; of a class of ``kornia.augmentation`` or ``torchvision.transforms.
+            v2`` that needs a picture alone and no arguments, and is made with ``p=1``; or ``"module:Name"``; or an
+            object of any of these kinds.
         strength: 0..1, or a range, for those of this package that come by name.
 
     Raises:
@@ -112,8 +115,8 @@ def make_operation(what: Any, strength: float | Sequence[float]) -> Operation | 
     made = _foreign(what)
     if made is None:
         raise ValueError(
-            f"no operation {what!r}; known: {list_operations()}, every class of kornia.augmentation and of "
-            "torchvision.transforms.v2 that needs no arguments, and 'module:Name'; or pass an object"
+            f"no operation {what!r}; known: {list_operations()}, classes of kornia.augmentation and "
+            "torchvision.transforms.v2 that need no arguments, and 'module:Name'; or pass an object"
         )
     return made if isinstance(made, Operation | ForeignOperation) else ForeignOperation(made)
 
@@ -125,5 +128,10 @@ def _foreign(name: str) -> Any:
     for library in (K, v2):
         kind = getattr(library, name, None)
         if isinstance(kind, type) and issubclass(kind, nn.Module):
-            return kind()
+            # The share of the samples is the group's to say, not the operation's.
+            given = {"p": 1.0} if "p" in inspect.signature(kind).parameters else {}
+            try:
+                return kind(**given)
+            except TypeError as error:
+                raise ValueError(f"{name} cannot be made by its name alone: {error}; pass an object") from error
     return None

@@ -60,7 +60,8 @@ class Operation(IntensityAugmentationBase2D):
         super().__init_subclass__(**kwargs)
         if not cls.__name__.startswith("_"):
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-            if "group" in vars(cls):
+            # The package's own alone: what others define must not join everybody's defaults by being imported.
+            if cls.__module__.startswith("infill_aug."):
                 _REGISTRY[cls.group][cls.name] = cls
 
     def __init__(

@@ -212,8 +212,6 @@ class _Style(Operation):
 class Oil(_Style):
     """Oil paint: dabs by a Kuwahara filter (Kuwahara et al., 1976) over scattered colours, lit from a side."""
 
-    group = "style"
-
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Where the brush went, and where the light comes from."""
         return {"dabs": uniform(like, -0.16, 0.16, 1, height, width), "light": uniform(like, 0, 2 * math.pi)}
@@ -229,8 +227,6 @@ class Oil(_Style):
 
 class Watercolour(_Style):
     """Watercolour: smooth washes, pigment gathered at their edges and in the paper (Bousseau et al., 2006)."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Grain of the paper, and how thick the wash lies where."""
@@ -252,8 +248,6 @@ class Watercolour(_Style):
 
 class PencilSketch(_Style):
     """Pencil on paper: grey, dodged by its blurred inverse."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Grain of the paper, how wide the lines are, and how they hatch."""
@@ -278,8 +272,6 @@ class PencilSketch(_Style):
 class Poster(_Style):
     """Screen print: few levels of strong colours without detail."""
 
-    group = "style"
-
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """How many levels, 4 to 6, and where they part."""
         return {"levels": uniform(like, 4, 7).floor(), "shift": uniform(like, -0.2, 0.2, 3)}
@@ -293,8 +285,6 @@ class Poster(_Style):
 
 class Comic(_Style):
     """Printed comic: few tones, ink lines (Winnemöller et al., 2012) and halftone dots in the shades."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Distance and angle of the dots."""
@@ -350,8 +340,6 @@ class Mosaic(_Style):
 class Emboss(_Style):
     """Relief in grey stone, lit from a side."""
 
-    group = "style"
-
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Where the light comes from."""
         return {"light": uniform(like, 0, 2 * math.pi)}
@@ -370,8 +358,6 @@ class Emboss(_Style):
 class Night(_Style):
     """Night as in films shot by day: dark, blue, little colour."""
 
-    group = "style"
-
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Grain, and how dark."""
         return {"grain": uniform(like, -0.03, 0.03, 1, height, width), "light": uniform(like, 0.65, 0.85)}
@@ -385,8 +371,6 @@ class Night(_Style):
 
 class Fog(_Style):
     """Fog, thicker towards the top, where a picture is far away (as in Koschmieder, 1924)."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """How thick, in banks, and how light."""
@@ -406,8 +390,6 @@ class Fog(_Style):
 
 class Snow(_Style):
     """Snowfall: flakes of three sizes before a pale, cold picture."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Place of a flake in each cell of each layer, and 1 / radius², which is huge where there is none."""
@@ -433,8 +415,6 @@ class Snow(_Style):
 
 class Rain(_Style):
     """Rain: slanting streaks before a grey, dull picture."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Place and light of a streak in each cell of both layers, and slant; where there is none it has no light."""
@@ -463,8 +443,6 @@ class Rain(_Style):
 class Sunset(_Style):
     """Low sun: warm light from the horizon, violet above and below it."""
 
-    group = "style"
-
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Place of the sun."""
         return {"sun": torch.stack([uniform(like, -0.7, 0.7), uniform(like, -0.35, 0.25)], dim=1)}
@@ -487,8 +465,6 @@ class Sunset(_Style):
 class Film(_Style):
     """Colour film: lifted blacks, soft lights, teal shades, warm lights, grain and a vignette."""
 
-    group = "style"
-
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Grain, tone of the shades, and vignette."""
         return {
@@ -509,8 +485,6 @@ class Film(_Style):
 class Sepia(_Style):
     """Old print: brown tones, faded, darker towards the corners."""
 
-    group = "style"
-
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """How faded, and vignette."""
         return {"faded": uniform(like, 0.0, 0.12), "vignette": uniform(like, 0.2, 0.5)}
@@ -525,8 +499,6 @@ class Sepia(_Style):
 
 class Thermal(_Style):
     """False colours of a thermal camera, from violet to white."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Range of the camera."""
@@ -544,8 +516,6 @@ class Thermal(_Style):
 
 class Neon(_Style):
     """Neon signs: edges that glow in two colours, on dark."""
-
-    group = "style"
 
     def sketch(self, like: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Hue of the first colour, how far off the second is, and the way from one to the other."""

@@ -90,7 +90,7 @@ class StyleTransfer(Operation):
         self._filters: tuple[Tensor, ...] | None = None if encoder is None else _first_convolution(encoder)
         # Plain tensors: they are no part of a checkpoint.
         self._pictures: Tensor | None = None
-        self._measured: tuple[Any, Tensor] | None = None
+        self._measured: dict[Any, Tensor] = {}
 
     def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """How far to go, and which style picture."""
@@ -117,15 +117,19 @@ class StyleTransfer(Operation):
     def _styles(self, folder: str, like: Tensor) -> Tensor:
         """Statistics of the folder's pictures at the size of these, measured once for a size and device."""
         key = ((like.shape[-2], like.shape[-1]), like.device)
-        if self._measured is None or self._measured[0] != key:
+        if key not in self._measured:
             if self._pictures is None:
                 self._pictures = _read_styles(folder)
             measured = []
             for part in self._pictures.split(16):
                 pictures = part.to(like.device) / 255
                 measured.append(self._measure(F.interpolate(pictures, key[0], mode="bilinear", antialias=True)))
-            self._measured = key, torch.cat(measured)
-        return self._measured[1]
+            self._measured[key] = torch.cat(measured)
+        return self._measured[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is read and measured again where it is needed."""
+        return {**self.__dict__, "_pictures": None, "_measured": {}}
 
 
 def _read_styles(folder: str) -> Tensor:

@@ -33,13 +33,13 @@ _TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5
 _FROM_YCC = torch.linalg.inv(_TO_YCC)
 
 
-def blur(image: Tensor, sigma: Tensor, most: float | None = None) -> Tensor:
+def blur(image: Tensor, sigma: Tensor, most: float) -> Tensor:
     """Gaussian blur, each sample with a deviation of its own; wide ones at a half or a quarter of the size.
 
     Args:
         image: ``(n, C, H, W)`` float32; beyond the border lies what lies on it.
         sigma: ``(n,)`` in pixels.
-        most: the largest they can be, known without asking the device; ``None``: a thirtieth of the shorter side.
+        most: the largest they can be, known without asking the device.
 
     Returns:
         ``(n, C, H, W)``.
@@ -48,7 +48,6 @@ def blur(image: Tensor, sigma: Tensor, most: float | None = None) -> Tensor:
         >>> blur(torch.rand(2, 3, 64, 64), torch.tensor([0.0, 3.0]), 3.0).shape
         torch.Size([2, 3, 64, 64])
     """
-    most = min(image.shape[-2:]) / 30 if most is None else most
     factor, small = 1, image
     while most > _WIDEST * factor and min(small.shape[-2:]) > 4:
         factor, small = 2 * factor, smaller(small)
@@ -67,7 +66,7 @@ def _separable(image: Tensor, sigma: Tensor, most: float) -> Tensor:
     place = torch.arange(-reach, reach + 1, device=image.device)
     kernel = (-0.5 * (place / sigma.clamp(min=0.05)[:, None]).square()).clamp(min=-80).exp()
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)[:, None]
-    wide = F.pad(image, (reach, reach, reach, reach), mode="replicate").view(1, count * channels, -1, width + 2 * reach)
+    wide = F.pad(image, (reach, reach, reach, reach), mode="replicate").flatten(0, 1)[None]
     down = F.conv2d(wide, kernel[..., None], groups=count * channels)
     return F.conv2d(down, kernel[:, :, None], groups=count * channels).view(count, channels, height, width)
 

@@ -42,7 +42,7 @@ class Variation(nn.Module):
             these. ``None`` or 0: none.
         color: the same for colour.
         texture: the same for texture.
-        same_on_batch: one draw for the whole batch.
+        same_on_batch: one draw for the whole batch; an ``OperationChoice`` has its own.
 
     Raises:
         ValueError: a strength outside 0..1, or an unknown operation.
@@ -108,11 +108,22 @@ class Variation(nn.Module):
 
     @torch.no_grad()
     def forward(self, infill: Tensor, mask: Tensor, params: VariationParams | None = None) -> Tensor:
-        """The varied infill."""
+        """The varied infill.
+
+        Args:
+            infill: ``(B, 3, H, W)`` floating point in 0..1.
+            mask: ``(B, 1, H, W)`` bool or floating point, 1 = infill.
+            params: from ``make_params`` for as many pictures of that size; ``None``: a new draw, on a CPU one for each
+                part of a large batch.
+
+        Raises:
+            ValueError: shapes or dtypes that do not fit.
+        """
+        _check(infill, mask, params)
         if len(infill) == 0 or not self.choices:
             return infill
         count, result = len(infill), torch.empty_like(infill)
-        if params is None and not infill.is_cuda:
+        if params is None and infill.device.type == "cpu" and not any(each.same_on_batch for each in self.choices):
             count = max(1, _PART_BYTES // (4 * infill[0].numel()))
         with torch.autocast(infill.device.type, enabled=False):
             for first in range(0, len(infill), count):
@@ -128,6 +139,19 @@ class Variation(nn.Module):
             for change in changes:
                 _change(choice.operations[change.operation], varied, region, change)
         torch.where(region, varied.to(infill.dtype), infill, out=result)
+
+
+def _check(infill: Tensor, mask: Tensor, params: VariationParams | None) -> None:
+    if infill.ndim != 4 or infill.shape[1] != 3 or not infill.is_floating_point():
+        raise ValueError(
+            f"infill must be (B, 3, H, W) floating point in 0..1, got {tuple(infill.shape)} {infill.dtype}; divide "
+            "uint8 by 255"
+        )
+    if mask.shape != (len(infill), 1, *infill.shape[2:]):
+        raise ValueError(f"mask must be {(len(infill), 1, *infill.shape[2:])} to fit, got {tuple(mask.shape)}")
+    last = max((change.stop for changes in params or () for change in changes), default=0)
+    if last > len(infill):
+        raise ValueError(f"params were drawn for {last} pictures or more, and there are {len(infill)}; draw again")
 
 
 def _change(operation: Any, batch: Tensor, region: Tensor, change: Change) -> None:
@@ -146,6 +170,9 @@ def _choice(group: str, given: Any, same_on_batch: bool) -> OperationChoice | No
     if isinstance(given, OperationChoice):
         made = given
     elif isinstance(given, Mapping):
+        allowed = ("operations", "strength", "p", "same_on_batch")
+        if unknown := sorted(str(key) for key in given if key not in allowed):
+            raise ValueError(f"{group} has no {unknown}; allowed: {allowed}. Weights go under 'operations'")
         made = OperationChoice(group, **settings | {str(key): value for key, value in given.items()})
     elif isinstance(given, str | Sequence):
         made = OperationChoice(group, given, **settings)
