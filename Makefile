@@ -20,7 +20,7 @@ demo: $(READY)  ## the main job, on pictures that everybody has
 	$(BIN)/infill-aug demo $(ARGS)
 
 test: $(READY)  ## all tests, doctests and notebooks
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -70,7 +70,7 @@ def contestants(size: int) -> dict[str, Callable]:
         ]
     )
     found: dict[str, Callable] = {
-        "Variation": lambda batch: variation(to_float(batch), torch.ones_like(batch[:, :1], dtype=torch.bool)),
+        "Variation": lambda batch: variation(batch, torch.ones_like(batch[:, :1]) > 0, dtype=torch.float32),
         "kornia AugmentationSequential": lambda batch: kornias(to_float(batch)),
         "torchvision v2, one draw a batch": torchvisions,
         "torchvision v2, each picture": lambda batch: torch.stack([torchvisions(picture) for picture in batch]),

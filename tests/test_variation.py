@@ -204,6 +204,20 @@ def test_on_the_same_batch_every_sample_gets_the_same():
         torch.testing.assert_close(varied, varied[:1].expand_as(varied))
 
 
+def test_in_8_bits_the_result_is_that_in_floating_point_rounded():
+    infill, mask = scene(6)
+    eight = (infill * 255).round().to(torch.uint8)
+    variation = strongest()
+    params = variation.make_params(6, 16, 20)
+    varied, wanted = variation(eight, mask, params), variation(eight.float() / 255, mask, params)
+    assert varied.dtype == torch.uint8
+    assert torch.equal(varied, (wanted * 255).round().to(torch.uint8))
+    kept = ~mask.expand_as(eight)
+    assert torch.equal(varied[kept], eight[kept])
+    assert torch.equal(variation(eight, mask, params, dtype=torch.float32), wanted)
+    assert torch.equal(variation(eight.float() / 255, mask, params, dtype=torch.uint8), varied)
+
+
 def test_a_batch_that_is_varied_in_parts_is_varied_throughout(monkeypatch):
     monkeypatch.setattr(module, "_PART_BYTES", 3 * 4 * 3 * 16 * 20)
     infill, mask = scene(11)
@@ -271,7 +285,7 @@ def test_a_strength_out_of_range_is_refused_by_name(name, value):
 @pytest.mark.parametrize(
     ("infill", "mask", "message"),
     [
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.ones(2, 1, 4, 4), "divide uint8 by 255"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64), torch.ones(2, 1, 4, 4), r"floating point in 0..1 or uint8.*int64"),
         (torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4), r"infill must be \(B, 3, H, W\).*\(2, 1, 4, 4\)"),
         (torch.rand(3, 3, 4, 4), torch.ones(3, 4, 4), r"mask must be \(3, 1, 4, 4\) to fit, got \(3, 4, 4\)"),
     ],

@@ -29,8 +29,8 @@ def test_a_share_of_p_gets_one_operation_by_weight_and_every_place_is_as_likely(
     total = rounds * count
     assert counts[None] / total == pytest.approx(1 - p, abs=0.03 if 0 < p < 1 else 0)
     if p:
-        # Samples of one call share four operations, so that calls are what is counted.
-        spread = 4 * (0.1875 / (rounds * min(4, count))) ** 0.5
+        # Samples of one call share operations, so that calls are what is counted.
+        spread = 4 * (0.1875 / (rounds * p)) ** 0.5
         assert counts[0] / (counts[0] + counts[1]) == pytest.approx(0.75, abs=spread)
     if 0 < p < 1 and count > 1:
         by_place = torch.tensor([[name is not None for name in each] for each in names]).float().mean(0)
@@ -39,8 +39,8 @@ def test_a_share_of_p_gets_one_operation_by_weight_and_every_place_is_as_likely(
 
 def test_each_run_of_samples_has_parameters_of_its_own():
     choice = OperationChoice("color", ["jitter"], p=1.0)
+    assert [len(choice.make_params(count, 4, 4, CPU)) for count in (1, 4, 5, 12, 64)] == [1, 1, 2, 3, 4]
     changes = choice.make_params(64, 4, 4, CPU)
-    assert len(changes) == 4
     hues = torch.cat([change.params["hue"] for change in changes])
     assert len(hues.unique()) == 64
 

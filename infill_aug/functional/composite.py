@@ -14,7 +14,8 @@ def vary_in_eight_bits(infill: Tensor, mask: Tensor, variation: Callable[[Tensor
     Args:
         infill: ``(B, 3, H, W)`` ``uint8``.
         mask: ``(B, 1, H, W)`` bool; 1 = infill.
-        variation: ``(infill, mask) -> infill`` on floating point in 0..1.
+        variation: ``(infill, mask) -> infill`` on floating point in 0..1; or on ``uint8``, where it says so by a true
+            ``takes_uint8``.
 
     Returns:
         Tensor like ``infill``.
@@ -25,6 +26,8 @@ def vary_in_eight_bits(infill: Tensor, mask: Tensor, variation: Callable[[Tensor
         >>> vary_in_eight_bits(infill, mask, lambda infill, mask: infill / 5)[0, 0].tolist()
         [[51, 51]]
     """
+    if getattr(variation, "takes_uint8", False):
+        return variation(infill, mask)
     varied = variation(infill.float().div_(255), mask.float())
     eight = (varied.clamp(0, 1) * 255).round().to(torch.uint8)
     return torch.where(varied.isfinite(), eight, infill)

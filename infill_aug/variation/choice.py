@@ -15,6 +15,8 @@ from infill_aug.variation.operation import GROUPS, Operation, list_operations, s
 # How many operations one call draws: each touches a run of samples, at a random place of the batch. A sample's chances
 # are those of a draw of its own, nothing is gathered, and few operations are launched.
 _AT_ONCE = 4
+# Samples that share an operation, where there are as many: fewer cost nearly as much.
+_TOGETHER = 4
 # Share of the samples that a group touches, where nobody says.
 _SHARE = {"style": 0.25, "color": 0.8, "texture": 0.5}
 # Weights of the operations where they are not 1: what is cheap and natural more often, what takes apart less.
@@ -116,7 +118,7 @@ class OperationChoice(nn.Module):
         if touched == 0 or count == 0:
             return []
         first = int(torch.randint(count, ())) if touched < count else 0
-        parts = 1 if self.same_on_batch else min(_AT_ONCE, touched)
+        parts = 1 if self.same_on_batch else min(_AT_ONCE, -(-touched // _TOGETHER))
         weights = torch.tensor(self.weights)
         if count == 1:
             # Alone a sample has no other to mix with.

@@ -29,7 +29,8 @@ class Variation(nn.Module):
     """Changes style, colour and texture of the infill and of nothing else, drawn anew for every sample.
 
     Convention:
-        * infill ``(B, 3, H, W)`` floating point in 0..1, mask ``(B, 1, H, W)``, 1 = infill; same shapes and dtype out
+        * infill ``(B, 3, H, W)`` floating point in 0..1, or ``uint8``; mask ``(B, 1, H, W)``, 1 = infill; same shape
+          and, unless another is asked for, dtype out
         * outside the mask the result equals the input bit for bit
         * a sample gets at most one style, then one change of colour, then one of texture; only the samples and
           operations that were drawn are computed, and nothing waits for the device
@@ -54,6 +55,8 @@ class Variation(nn.Module):
         >>> Variation(style=["night", "fog"], color={"operations": {"jitter": 2, "RandomInvert": 1}, "p": 1.0}).style.p
         0.25
     """
+
+    takes_uint8 = True
 
     def __init__(
         self,
@@ -107,45 +110,50 @@ class Variation(nn.Module):
         return tuple(each.make_params(count, height, width, torch.device(device)) for each in self.choices)
 
     @torch.no_grad()
-    def forward(self, infill: Tensor, mask: Tensor, params: VariationParams | None = None) -> Tensor:
+    def forward(
+        self, infill: Tensor, mask: Tensor, params: VariationParams | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """The varied infill.
 
         Args:
-            infill: ``(B, 3, H, W)`` floating point in 0..1.
+            infill: ``(B, 3, H, W)`` floating point in 0..1, or ``uint8``.
             mask: ``(B, 1, H, W)`` bool or floating point, 1 = infill.
             params: from ``make_params`` for as many pictures of that size; ``None``: a new draw, on a CPU one for each
                 part of a large batch.
+            dtype: of the result, floating point in 0..1, or ``uint8``; ``None``: the infill's.
 
         Raises:
             ValueError: shapes or dtypes that do not fit.
         """
         _check(infill, mask, params)
-        if len(infill) == 0 or not self.choices:
-            return infill
-        count, result = len(infill), torch.empty_like(infill)
+        count, result = max(1, len(infill)), torch.empty_like(infill, dtype=dtype)
         if params is None and infill.device.type == "cpu" and not any(each.same_on_batch for each in self.choices):
-            count = max(1, _PART_BYTES // (4 * infill[0].numel()))
+            count = max(1, _PART_BYTES // (12 * infill.shape[-2] * infill.shape[-1]))
         with torch.autocast(infill.device.type, enabled=False):
             for first in range(0, len(infill), count):
                 part = slice(first, first + count)
-                self._vary(infill[part], mask[part] > 0, params, result[part])
+                region = mask[part] if mask.dtype == torch.bool else mask[part] > 0
+                self._vary(infill[part], region, params, result[part])
         return result
 
     def _vary(self, infill: Tensor, region: Tensor, params: VariationParams | None, result: Tensor) -> None:
         if params is None:
             params = self.make_params(len(infill), infill.shape[-2], infill.shape[-1], infill.device)
-        varied = infill.to(torch.float32, copy=True)
+        unit = infill.float().div_(255) if infill.dtype == torch.uint8 else infill
+        varied = unit.to(torch.float32, copy=True)
         for choice, changes in zip(self.choices, params, strict=True):
             for change in changes:
                 _change(choice.operations[change.operation], varied, region, change)
-        torch.where(region, varied.to(infill.dtype), infill, out=result)
+        if result.dtype == torch.uint8:
+            unit = infill if infill.dtype == torch.uint8 else (infill * 255).round()
+            varied.mul_(255).round_()
+        torch.where(region, varied.to(result.dtype), unit.to(result.dtype), out=result)
 
 
 def _check(infill: Tensor, mask: Tensor, params: VariationParams | None) -> None:
-    if infill.ndim != 4 or infill.shape[1] != 3 or not infill.is_floating_point():
+    if infill.ndim != 4 or infill.shape[1] != 3 or not (infill.is_floating_point() or infill.dtype == torch.uint8):
         raise ValueError(
-            f"infill must be (B, 3, H, W) floating point in 0..1, got {tuple(infill.shape)} {infill.dtype}; divide "
-            "uint8 by 255"
+            f"infill must be (B, 3, H, W), floating point in 0..1 or uint8, got {tuple(infill.shape)} {infill.dtype}"
         )
     if mask.shape != (len(infill), 1, *infill.shape[2:]):
         raise ValueError(f"mask must be {(len(infill), 1, *infill.shape[2:])} to fit, got {tuple(mask.shape)}")
