@@ -49,26 +49,18 @@ def contestants(size: int) -> dict[str, Callable]:
     """Everything that is installed, by name."""
     to_float = v2.ToDtype(torch.float32, scale=True)
     # Blur up to one pixel, and noise of .05 in the mean, as the others'.
-    blur, noise = Blur((0.0, min(1.0, 1 / (0.02 * size)))), GaussianNoise((0.3, 0.4))
-    variation = Variation(
-        color={"operations": ["jitter"], "p": 0.8},
-        texture={"operations": [blur], "p": 0.5},
-        style={"operations": [noise], "p": 0.5},
-    )
+    own = {"color": ("jitter", 0.8), "texture": (Blur((0.0, min(1.0, 1 / (0.02 * size)))), 0.5)}
+    own["style"] = GaussianNoise((0.3, 0.4)), 0.5
+    variation = Variation(**{part: {"operations": [each], "p": p} for part, (each, p) in own.items()})
     kornias = K.AugmentationSequential(
         K.ColorJiggle(JITTER, JITTER, JITTER, HUE, p=0.8),
         K.RandomGaussianBlur((5, 5), BLUR, p=0.5),
         K.RandomGaussianNoise(std=NOISE, p=0.5),
     )
+    jitter, noise = v2.ColorJitter(JITTER, JITTER, JITTER, HUE), v2.GaussianNoise(sigma=NOISE)
+    chances = ((jitter, 0.8), (v2.GaussianBlur(5, BLUR), 0.5), (noise, 0.5))
     # In 8 bits until the end, which is its fastest way.
-    torchvisions = v2.Compose(
-        [
-            v2.RandomApply([v2.ColorJitter(JITTER, JITTER, JITTER, HUE)], p=0.8),
-            v2.RandomApply([v2.GaussianBlur(5, BLUR)], p=0.5),
-            v2.RandomApply([v2.GaussianNoise(sigma=NOISE)], p=0.5),
-            to_float,
-        ]
-    )
+    torchvisions = v2.Compose([*(v2.RandomApply([each], p) for each, p in chances), to_float])
     found: dict[str, Callable] = {
         "Variation": lambda batch: variation(batch, torch.ones_like(batch[:, :1]) > 0, dtype=torch.float32),
         "kornia AugmentationSequential": lambda batch: kornias(to_float(batch)),

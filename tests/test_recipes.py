@@ -21,6 +21,7 @@ pytest.importorskip("sklearn")
 from infill_aug import TaskDescriptor, load_backend
 from infill_aug.confidence import ConfidenceEstimator, EstimatorConfidence, source_from_profile
 from infill_aug.profile import TaskProfile
+from infill_aug.variation.operation import GROUPS, list_operations
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -283,3 +284,44 @@ def test_the_cost_of_a_fill_is_printed_arm_by_arm_and_the_backend_beats_the_scri
         "all of it, through the backend",
     ]
     assert float(rows[-1][1]) > 3
+
+
+# --- variation: benchmarks and pictures ---
+
+
+def test_the_benchmarks_of_variation_print_a_row_for_everything_that_they_compare(tmp_path):
+    tiny = ("--sizes", "16", "--batch", "3", "--rounds", "1")
+    output = launch("bench_variation.py", *tiny, folder=tmp_path)
+    assert re.search(r"\| Variation \| \d+ \(1\.00\) \|", output)
+    assert len(re.findall(r"^\| (?:Variation|kornia|torchvision)", output, flags=re.MULTILINE)) == 4
+    output = launch("bench_operations.py", *tiny, folder=tmp_path)
+    assert [name for name in list_operations() if f"| `{name}` |" not in output] == []
+
+
+def test_the_benchmarks_of_the_step_print_its_cost_and_its_parts(tmp_path):
+    tiny = ("--size", "32", "--batch", "2", "--rounds", "1")
+    output = launch("bench_step.py", *tiny, "--models", "resnet18", folder=tmp_path)
+    assert re.search(
+        r"\| resnet18 \| [\d.]+ \(\+0\.0%\) \| [\d.]+ \([+-][\d.]+%\) \| [\d.]+ \([+-][\d.]+%\) \|", output
+    )
+    output = launch("bench_step_parts.py", *tiny, folder=tmp_path)
+    for part in ("draw", "mask", "variation"):
+        assert re.search(rf"\| {part} \| [\d.]+ \|  \|", output), output
+    assert re.search(r"\| composite and normalise \| [\d.]+ \| [\d.]+ \|", output)
+
+
+def test_diversity_is_nothing_without_variation_and_grows_with_its_strength(tmp_path):
+    for i in range(6):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((48, 48)).save(
+            tmp_path / f"{i}.png"
+        )
+    tiny = ("--data", str(tmp_path), "--plates", "6", "--draws", "3", "--size", "48")
+    output = launch("bench_diversity.py", *tiny, folder=tmp_path)
+    rows = dict(re.findall(r"^\| ([\w, ]+) \| ([\d.]+) \|", output, flags=re.MULTILINE))
+    assert float(rows["nothing"]) == 0
+    assert 0 < float(rows["everything, as by default"]) < float(rows["everything, at full strength"])
+    sizes = ("--size", "32", "--columns", "2", "--output", str(tmp_path / "drawn"))
+    output = launch("draw_variations.py", "--data", str(tmp_path), *sizes, folder=tmp_path)
+    for group in GROUPS:
+        picture = np.asarray(Image.open(tmp_path / "drawn" / f"variation_{group}.jpg"))
+        assert picture.shape == (35 * len(list_operations(group)), 130 + 3 * 35, 3)
