@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -44,6 +46,19 @@ def test_the_file_of_a_network_fills_as_the_network_does_through_the_backend(net
     fill = backend.generate_infill(image, mask, TaskDescriptor("demo", "cat"), samples=samples)
     wanted = torch.where(mask > 0, network(image * (1 - mask), mask).clamp(0, 1), image)
     assert (fill - wanted).abs().max() < 0.01  # 8 bits
+
+
+@torch.no_grad()
+def test_a_network_that_shoots_over_still_fills(network, tmp_path):
+    wild = copy.deepcopy(network)
+    wild.last[-1].weight.mul_(40)
+    assert wild.train()(*request(32, 32)).abs().max() > 1.5
+    save_single_pass(wild, tmp_path / "net.pt2")
+    fill = load_backend("gan", weights=str(tmp_path / "net.pt2"), multiple=4).generate_infill(
+        *request(32, 32), TaskDescriptor("demo", "cat"), samples=[SampleContext(str(i), i) for i in range(2)]
+    )
+    assert fill.min() >= 0
+    assert fill.max() <= 1
 
 
 def test_another_ending_is_refused(network, tmp_path):

@@ -55,14 +55,15 @@ class SinglePassInfiller(nn.Module):
             mask: ``(B, 1, H, W)`` floating point, 1 = hole.
 
         Returns:
-            ``(B, 3, H, W)``, about 0..1; of use in the hole.
+            ``(B, 3, H, W)``, of use in the hole; in 0..1 in evaluation mode, and in training about that, for gradients.
         """
         seen = torch.cat([(image * 2 - 1) * (1 - mask), mask], dim=1)
         x = self.first(nnf.pixel_unshuffle(seen, _PATCH))
         for block in self.blocks:
             x = x + block(x)
         x = torch.cat([nnf.pixel_shuffle(x, _LAST), nnf.pixel_unshuffle(seen, _PATCH // _LAST)], dim=1)
-        return nnf.pixel_shuffle(self.last(x), _LAST) / 2 + 0.5
+        fill = nnf.pixel_shuffle(self.last(x), _LAST) / 2 + 0.5
+        return fill if self.training else fill.clamp(0, 1)
 
 
 def save_single_pass(network: SinglePassInfiller, file: str | Path) -> None:
