@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from infill_aug.functional.composite import composite, vary_in_eight_bits
 from infill_aug.functional.masks import feather_mask, masked_share, threshold_mask
+from infill_aug.functional.parts import parts_of
 from infill_aug.threshold import ThresholdState
 from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK
 
@@ -152,7 +153,8 @@ class InfillAugment(nn.Module):
         if self.variation is not None and len(params.rows):
             infill = self.vary(infill, mask, params.rows)
         self.masked_share = masked_share(mask).sum() / params.changed.sum().clamp(min=1)
-        return {**rest, IMAGE: self.mix(image, infill, mask), MASK: mask}
+        mixed = [self.mix(image[part], infill[part], mask[part]) for part in parts_of(image)]
+        return {**rest, IMAGE: mixed[0] if len(mixed) == 1 else torch.cat(mixed), MASK: mask}
 
     def make_params(self, count: int, device: torch.device) -> AugmentParams:
         """Draw each sample's threshold and whether it is changed.

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.build import build_cache
 from infill_aug.datasets import InfillDataset
+from infill_aug.functional import parts
 from infill_aug.functional.masks import masked_share, threshold_mask
 from infill_aug.infill.backend import InfillBackend
 from infill_aug.threshold import ThresholdState
@@ -416,6 +417,16 @@ def test_the_image_comes_with_channels_last_where_that_is_asked_for(dtype):
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert plain(given_batch)["image"].is_contiguous()
     assert torch.equal(out, plain(given_batch)["image"])
+
+
+def test_a_batch_in_parts_is_the_batch_as_a_whole(monkeypatch):
+    given_batch, augment = batch(7), InfillAugment(0.6, p=1.0, normalize=(MEAN, STD), channels_last=True)
+    whole = augment(given_batch)
+    monkeypatch.setattr(parts, "PART_BYTES", 2 * 4 * 3 * 12 * 16)
+    assert len(parts.parts_of(given_batch["image"])) == 4
+    out = augment(given_batch)
+    assert torch.equal(out["image"], whole["image"])
+    assert out["image"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_only_changed_samples_are_varied():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from infill_aug.descriptor import TaskDescriptor
+from infill_aug.functional import parts
 from infill_aug.variation import Variation
-from infill_aug.variation import variation as module
 from infill_aug.variation.operation import GROUPS, find_operation, list_operations
 
 STRENGTHS = [(0.5, 0.5, 0.3), (1.0, 1.0, 1.0), (0, 1.0, 0), (0, 0, 1.0), (1.0, 0, 0), (0.1, 0.1, 0.1)]
@@ -219,7 +219,7 @@ def test_in_8_bits_the_result_is_that_in_floating_point_rounded():
 
 
 def test_a_batch_that_is_varied_in_parts_is_varied_throughout(monkeypatch):
-    monkeypatch.setattr(module, "_PART_BYTES", 3 * 4 * 3 * 16 * 20)
+    monkeypatch.setattr(parts, "PART_BYTES", 3 * 4 * 3 * 16 * 20)
     infill, mask = scene(11)
     counts = []
     variation = Variation(style=None, color={"operations": ["jitter"], "p": 1.0}, texture=None)
@@ -236,7 +236,7 @@ def test_a_batch_that_is_varied_in_parts_is_varied_throughout(monkeypatch):
 
 @pytest.mark.parametrize("operation", ["jitter", "gaussian_noise", K.RandomInvert(p=1.0), K.ColorJiggle(0.5, 0.5, 0.5)])
 def test_the_same_on_batch_holds_in_a_large_batch_and_for_operations_of_kornia(operation, monkeypatch):
-    monkeypatch.setattr(module, "_PART_BYTES", 1)
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
     infill = torch.rand(1, 3, 16, 16).expand(9, -1, -1, -1).contiguous()
     color = {"operations": [operation], "p": 1.0}
     varied = Variation(style=None, color=color, texture=None, same_on_batch=True)(infill, full(infill))

@@ -11,16 +11,13 @@ from torch import Tensor, nn
 
 from infill_aug.checks import is_number
 from infill_aug.descriptor import TaskDescriptor
+from infill_aug.functional.parts import parts_of
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.variation.choice import Change, OperationChoice
 from infill_aug.variation.operation import GROUPS
 
 # Strength of the texture by a descriptor's complexity.
 _BUSY = {"low": 0.15, "medium": 0.3, "high": 0.6}
-# On a CPU a batch is varied in parts of this size, which stay in its cache, and whose memory is used again and again:
-# of anything over 32 MB the system takes back and clears every page.
-_PART_BYTES = 8 * 2**20
-
 # For each of style, colour and texture that there is, what happens to which samples.
 VariationParams = tuple[list[Change], ...]
 
@@ -126,12 +123,10 @@ class Variation(nn.Module):
             ValueError: shapes or dtypes that do not fit.
         """
         _check(infill, mask, params)
-        count, result = max(1, len(infill)), torch.empty_like(infill, dtype=dtype)
-        if params is None and infill.device.type == "cpu" and not any(each.same_on_batch for each in self.choices):
-            count = max(1, _PART_BYTES // (12 * infill.shape[-2] * infill.shape[-1]))
+        result = torch.empty_like(infill, dtype=dtype)
+        whole = params is not None or any(each.same_on_batch for each in self.choices)
         with torch.autocast(infill.device.type, enabled=False):
-            for first in range(0, len(infill), count):
-                part = slice(first, first + count)
+            for part in [slice(None)] if whole else parts_of(infill):
                 region = mask[part] if mask.dtype == torch.bool else mask[part] > 0
                 self._vary(infill[part], region, params, result[part])
         return result
