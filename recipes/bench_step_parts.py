@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from infill_aug import InfillAugment, Variation
+from infill_aug.functional.parts import parts_of
 
 NORMALIZE = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -62,6 +63,7 @@ def main() -> None:
     image, infill, confidence = batch["image"], batch["infill"], batch["confidence"]
     params = augment.make_params(len(image), image.device)
     mask = augment.make_mask(confidence, params.threshold, params.changed)
+    parts = parts_of(image)
     source = torch.empty(2**28 if options.device == "cuda" else 2**26, dtype=torch.uint8, device=options.device)
     target = torch.empty_like(source)
     with torch.no_grad():
@@ -69,8 +71,8 @@ def main() -> None:
             "draw": lambda: augment.make_params(len(image), image.device),
             "mask": lambda: augment.make_mask(confidence, params.threshold, params.changed),
             "variation": lambda: augment.vary(infill, mask, params.rows),
-            "composite and normalise": lambda: augment.mix(image, infill, mask),
-            "the same, hard edge": lambda: hard.mix(image, infill, mask),
+            "composite and normalise": lambda: [augment.mix(image[p], infill[p], mask[p]) for p in parts],
+            "the same, hard edge": lambda: [hard.mix(image[p], infill[p], mask[p]) for p in parts],
             "copy": lambda: target.copy_(source),
         }
         times = {name: statistics.mean(each) for name, each in in_turn(arms, options.rounds, options.device).items()}
