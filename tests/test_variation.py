@@ -261,6 +261,7 @@ def test_a_descriptor_s_style_picks_styles_and_its_complexity_the_texture():
         TaskDescriptor("demo", "cat", style="watercolour of a foggy night", complexity="high"), color=None
     )
     assert {operation.name for operation in painted.style.operations} == {"watercolour", "fog", "night"}
+    assert painted.style.strength == (0.5, 1.0)
     assert painted.texture.strength == (0.15, 0.6)
     assert painted.color is None
 

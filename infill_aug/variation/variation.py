@@ -87,7 +87,8 @@ class Variation(nn.Module):
         from infill_aug.variation.style import styles_in
 
         named = styles_in(descriptor.style)
-        style = {"operations": named, "p": 0.8} if named else None
+        # Whoever asks for oil wants to see it.
+        style = {"operations": named, "p": 0.8, "strength": (0.5, 1.0)} if named else None
         return cls(**{"style": style, "texture": _BUSY[descriptor.complexity], **more})
 
     @property
