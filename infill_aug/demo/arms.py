@@ -215,6 +215,7 @@ def fit_classifier(
         # Lightning's advice on more workers: pictures of this size are faster without.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning calls a deprecated torch function
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=epochs,

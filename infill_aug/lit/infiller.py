@@ -353,6 +353,7 @@ def fit_infiller(
         use_distributed_sampler=False, **cast(Any, settings),
     )  # fmt: skip
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning calls a deprecated torch function
         # Draws are independent: any are as good as those that would have come.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         runner.fit(
