@@ -520,8 +520,19 @@ def test_a_plate_has_no_object_in_it_and_a_picture_that_is_all_object_has_no_pla
     assert (plate.int() - 30).abs().max() <= 1
     assert torch.equal(painted, dilate(confidence[None] > 0, 1)[0])
     assert make_plate(image, torch.full_like(confidence, 255)) is None
-    large, _ = make_plate(torch.zeros(3, 600, 300, dtype=torch.uint8), torch.zeros(1, 600, 300, dtype=torch.uint8))
-    assert large.shape == (3, 256, 128)
+    large, _ = make_plate(torch.zeros(3, 800, 400, dtype=torch.uint8), torch.zeros(1, 800, 400, dtype=torch.uint8))
+    assert large.shape == (3, 512, 256)
+
+
+def test_of_two_donors_the_one_that_need_not_be_enlarged_comes_first():
+    small, large = torch.full((3, 24, 24), 10, dtype=torch.uint8), torch.full((3, 200, 200), 250, dtype=torch.uint8)
+    nothing = [torch.zeros_like(each[:1]) for each in (small, large)]
+    samples = [PoolSample(key, *each) for key, *each in zip("ab", (small, large), nothing, strict=True)]
+    pool = DonorPool.of(samples)
+    means = [pool.draw(np.random.default_rng(seed), SampleContext("c", 0), 96, 96).mean() for seed in range(30)]
+    assert sum(mean > 0.5 for mean in means) >= 29
+    tiny = [pool.draw(np.random.default_rng(seed), SampleContext("c", 0), 8, 8).mean() for seed in range(60)]
+    assert 15 < sum(mean > 0.5 for mean in tiny) < 45  # both are large enough
 
 
 def test_a_donor_without_a_pool_says_what_to_do():
