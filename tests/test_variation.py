@@ -12,6 +12,7 @@ from infill_aug.descriptor import TaskDescriptor
 from infill_aug.functional import parts
 from infill_aug.variation import Variation
 from infill_aug.variation.operation import GROUPS, find_operation, list_operations
+from infill_aug.variation.style_transfer import FourierMix, StyleTransfer
 
 STRENGTHS = [(0.5, 0.5, 0.3), (1.0, 1.0, 1.0), (0, 1.0, 0), (0, 0, 1.0), (1.0, 0, 0), (0.1, 0.1, 0.1)]
 WORDS = {2: torch.int16, 4: torch.int32}
@@ -248,6 +249,9 @@ def test_alone_a_sample_gets_no_operation_that_mixes_with_others():
     variation = Variation(style=["fourier_mix", "style_transfer", "sepia"], color=None, texture=None)
     for _ in range(40):
         assert all(change.operation == 2 for change in variation.make_params(1, 8, 8)[0])
+    with_folder = Variation(style=[FourierMix(), StyleTransfer(folder="styles")], color=None, texture=None)
+    for _ in range(40):
+        assert all(change.operation == 1 for change in with_folder.make_params(1, 8, 8)[0])
 
 
 # --- how it is asked for ---

@@ -1,6 +1,5 @@
 import math
 
-import kornia.augmentation as K
 import pytest
 import torch
 from kornia.color import rgb_to_hsv, rgb_to_lab
@@ -59,15 +58,6 @@ def test_each_sample_changes_in_its_own_way_and_a_draw_replays(name):
     assert torch.equal(operation(image, params=operation._params), varied)
     together = find_operation(name)(strength=(0.8, 1.0), same_on_batch=True)(image)
     torch.testing.assert_close(together, together[:1].expand_as(together))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_works_in_a_chain_of_kornia_beside_a_mask(name):
-    image, mask = pictures(), torch.ones(5, 1, 24, 32)
-    chain = K.AugmentationSequential(find_operation(name)(p=1.0), K.RandomHorizontalFlip(p=1.0), data_keys=None)
-    out = chain({"image": image, "mask": mask})
-    assert out["image"].shape == image.shape
-    assert torch.equal(out["mask"], mask)
 
 
 def test_a_turn_of_hue_keeps_lightness_better_than_one_in_hsv():

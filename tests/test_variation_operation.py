@@ -1,3 +1,4 @@
+import kornia.augmentation as K
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -71,6 +72,15 @@ def test_other_floating_point_types_come_back_as_they_were(dtype):
     varied = find_operation("jitter")()(torch.rand(2, 3, 5, 7).to(dtype))
     assert varied.dtype == dtype
     assert ((varied >= 0) & (varied <= 1)).all()
+
+
+@pytest.mark.parametrize("name", list_operations())
+def test_an_operation_works_in_a_chain_of_kornia_beside_a_mask(name):
+    image, mask = torch.rand(5, 3, 24, 32), torch.ones(5, 1, 24, 32)
+    chain = K.AugmentationSequential(find_operation(name)(p=1.0), K.RandomHorizontalFlip(p=1.0), data_keys=None)
+    out = chain({"image": image, "mask": mask})
+    assert out["image"].shape == image.shape
+    assert torch.equal(out["mask"], mask)
 
 
 @pytest.mark.parametrize("name", list_operations())

@@ -1,6 +1,5 @@
 import copy
 
-import kornia.augmentation as K
 import pytest
 import torch
 from kornia.color import rgb_to_grayscale
@@ -73,15 +72,6 @@ def test_a_broken_sample_breaks_no_other(name):
     broken = image.clone()
     broken[1] = torch.nan
     torch.testing.assert_close(styled(name, broken)[[0, 2]], styled(name, image)[[0, 2]])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_works_in_a_chain_of_kornia_beside_a_mask(name):
-    image, mask = pictures(), torch.ones(5, 1, 64, 64)
-    chain = K.AugmentationSequential(find_operation(name)(p=1.0), K.RandomHorizontalFlip(p=1.0), data_keys=None)
-    out = chain({"image": image, "mask": mask})
-    assert out["image"].shape == image.shape
-    assert torch.equal(out["mask"], mask)
 
 
 def test_a_kuwahara_filter_keeps_an_edge_and_takes_the_noise_beside_it():

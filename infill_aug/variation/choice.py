@@ -122,8 +122,8 @@ class OperationChoice(nn.Module):
         weights = torch.tensor(self.weights)
         if count == 1:
             # Alone a sample has no other to mix with.
-            others = torch.tensor([not each.mixes or each.name == "palette" for each in self.operations])
-            weights = weights * others if others.any() else weights
+            able = torch.tensor([not each.needs_others for each in self.operations])
+            weights = weights * able if able.any() else weights
         which = torch.multinomial(weights, parts, replacement=True).tolist()
         changes = []
         for part, index in enumerate(which):

@@ -35,7 +35,7 @@ class ForeignOperation(nn.Module):
         tensor(1.)
     """
 
-    mixes = False
+    mixes = needs_others = False
 
     def __init__(self, module: Any) -> None:
         super().__init__()

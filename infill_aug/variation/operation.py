@@ -41,6 +41,7 @@ class Operation(IntensityAugmentationBase2D):
         name: by which ``Variation`` and Hydra know it.
         moves: whether content moves: within a mask it must then not see what lies outside.
         mixes: whether it takes something over from other pictures of the batch.
+        needs_others: whether it does nothing without them.
 
     Raises:
         ValueError: a strength outside 0..1, or a range that falls.
@@ -55,6 +56,7 @@ class Operation(IntensityAugmentationBase2D):
     name: ClassVar[str]
     moves: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+    needs_others = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

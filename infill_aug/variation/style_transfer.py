@@ -28,7 +28,7 @@ class FourierMix(Operation):
     """Low frequencies as strong as in another picture, phase kept (Yang and Soatto, 2020; Xu et al., 2021)."""
 
     group = "style"
-    mixes = True
+    mixes = needs_others = True
 
     def draw(self, strength: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """How far to go, in which band, cycles a pixel, and which donor."""
@@ -87,6 +87,7 @@ class StyleTransfer(Operation):
     ) -> None:
         super().__init__(strength, p=p, same_on_batch=same_on_batch, keepdim=keepdim)
         self.folder, self.encoder = folder, encoder
+        self.needs_others = folder is None
         self._filters: tuple[Tensor, ...] | None = None if encoder is None else _first_convolution(encoder)
         # Plain tensors: they are no part of a checkpoint.
         self._pictures: Tensor | None = None
