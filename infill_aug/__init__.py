@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from infill_aug.confidence.sources import MaskConfidence as MaskConfidence
     from infill_aug.confidence.teachers import list_teachers as list_teachers
     from infill_aug.confidence.teachers import load_teacher as load_teacher
+    from infill_aug.control.controller import ThresholdController as ThresholdController
+    from infill_aug.control.per_class import PerClassLaw as PerClassLaw
+    from infill_aug.control.proportional import ProportionalLaw as ProportionalLaw
+    from infill_aug.control.schedule import ConstantLaw as ConstantLaw
+    from infill_aug.control.schedule import ScheduleLaw as ScheduleLaw
+    from infill_aug.control.sign import SignLaw as SignLaw
     from infill_aug.datasets import InfillDataset as InfillDataset
     from infill_aug.descriptor import TaskDescriptor as TaskDescriptor
     from infill_aug.dynamic_mask import DynamicMask as DynamicMask
@@ -46,14 +52,15 @@ if TYPE_CHECKING:
     from infill_aug.infill.outpaint import outpaint as outpaint
     from infill_aug.lit.callback import AdaptiveThreshold as AdaptiveThreshold
     from infill_aug.lit.datamodule import InfillDataModule as InfillDataModule
+    from infill_aug.lit.image_logger import ImageLogger as ImageLogger
     from infill_aug.lit.learn import LearnedProfile as LearnedProfile
     from infill_aug.lit.learn import learn_profile as learn_profile
     from infill_aug.prefetch import Prefetcher as Prefetcher
+    from infill_aug.probe import ControlProbe as ControlProbe
     from infill_aug.process import ProcessedImage as ProcessedImage
     from infill_aug.process import process_image as process_image
     from infill_aug.profile import TaskProfile as TaskProfile
     from infill_aug.profile import list_profiles as list_profiles
-    from infill_aug.threshold import ProportionalLaw as ProportionalLaw
     from infill_aug.threshold import ThresholdState as ThresholdState
     from infill_aug.transforms import InfillTransform as InfillTransform
     from infill_aug.types import ConfidenceMap as ConfidenceMap
@@ -69,8 +76,11 @@ _CONTENTS = {
     "CentreConfidence": "confidence.sources",
     "ConfidenceEstimator": "confidence.estimator",
     "ConfidenceMap": "types",
+    "ConstantLaw": "control.schedule",
+    "ControlProbe": "probe",
     "DynamicMask": "dynamic_mask",
     "EstimatorConfidence": "confidence.estimator",
+    "ImageLogger": "lit.image_logger",
     "InfillAugment": "batch",
     "InfillBackend": "infill.backend",
     "InfillDataModule": "lit.datamodule",
@@ -85,14 +95,18 @@ _CONTENTS = {
     "ModelConfig": "infill.backend",
     "NetworkConfidence": "confidence.network",
     "PartialInfillError": "infill.backend",
+    "PerClassLaw": "control.per_class",
     "PointConfidence": "confidence.points",
     "Prefetcher": "prefetch",
     "ProcessedImage": "process",
-    "ProportionalLaw": "threshold",
+    "ProportionalLaw": "control.proportional",
     "QualityGate": "infill.gate",
     "QualityReport": "confidence.quality_report",
+    "ScheduleLaw": "control.schedule",
+    "SignLaw": "control.sign",
     "TaskDescriptor": "descriptor",
     "TaskProfile": "profile",
+    "ThresholdController": "control.controller",
     "ThresholdState": "threshold",
     "Variation": "variation",
     "build_cache": "cache.build",

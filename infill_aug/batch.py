@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from infill_aug.functional.composite import composite, vary_in_eight_bits
 from infill_aug.functional.masks import feather_mask, masked_share, threshold_mask
 from infill_aug.functional.parts import parts_of
+from infill_aug.samples import label_of_batch
 from infill_aug.threshold import ThresholdState
-from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK
+from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK, TARGET
 
 
 class AugmentParams(NamedTuple):
@@ -39,7 +40,8 @@ class InfillAugment(nn.Module):
           ``infill`` and ``confidence`` are consumed
         * kept pixels equal the normalised original's bit for bit; the feather lies on the masked side
         * draws come from torch's global generators, how many samples are changed from the CPU's, all else from the
-          device's, and never look at label or confidence: else "filled" would itself become a clue to the class
+          device's, and never look at label or confidence: else "filled" would itself become a clue to the class; only a
+          ``ThresholdState`` with ``classes`` reads the label, and says what that costs
         * only the samples that are changed are varied; nothing waits for the device, and nothing grows over the steps
         * in ``eval`` mode the image is only normalised
         * runs under ``no_grad``; ``compile()`` fuses what has one shape: mask, composite and normalisation
@@ -148,23 +150,30 @@ class InfillAugment(nn.Module):
             raise ValueError(
                 f"{sizes} do not fit; give all three to the same geometric transforms, as v2 does with a dictionary"
             )
-        params = self.make_params(image.shape[0], image.device)
+        params = self.make_params(image.shape[0], image.device, self.labels_of(batch.get(TARGET)))
+        mixed, mask = self.compose(image, infill, confidence, params)
+        self.masked_share = masked_share(mask).sum() / params.changed.sum().clamp(min=1)
+        return {**rest, IMAGE: mixed, MASK: mask}
+
+    def compose(
+        self, image: Tensor, infill: Tensor, confidence: Tensor, params: AugmentParams
+    ) -> tuple[Tensor, Tensor]:
+        """What one draw makes of a batch: the image that ``forward`` returns, and the mask."""
         mask = self.make_mask(confidence, params.threshold, params.changed)
         if self.variation is not None and len(params.rows):
             infill = self.vary(infill, mask, params.rows)
-        self.masked_share = masked_share(mask).sum() / params.changed.sum().clamp(min=1)
         mixed = [self.mix(image[part], infill[part], mask[part]) for part in parts_of(image)]
-        return {**rest, IMAGE: mixed[0] if len(mixed) == 1 else torch.cat(mixed), MASK: mask}
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed), mask
 
-    def make_params(self, count: int, device: torch.device) -> AugmentParams:
+    def make_params(self, count: int, device: torch.device, labels: Tensor | None = None) -> AugmentParams:
         """Draw each sample's threshold and whether it is changed.
 
         Args:
             count: samples.
             device: of the batch.
+            labels: ``(B,)`` classes, for a ``ThresholdState`` that tells them apart; ``None`` for any other.
         """
-        value = self.threshold.threshold if isinstance(self.threshold, ThresholdState) else self.threshold
-        threshold = torch.full((count,), float(value), device=device)
+        threshold = self._thresholds(count, device, labels)
         if self.jitter > 0:
             bounds = self.threshold.bounds if isinstance(self.threshold, ThresholdState) else (0.0, 1.0)
             threshold = (threshold + (2 * torch.rand(count, device=device) - 1) * self.jitter).clamp(*bounds)
@@ -174,6 +183,41 @@ class InfillAugment(nn.Module):
         rows = torch.rand(count, device=device).argsort()[:wanted]
         changed = torch.zeros(count, dtype=torch.bool, device=device).index_fill(0, rows, True)
         return AugmentParams(threshold, changed, rows)
+
+    def everything(self, count: int, device: torch.device, labels: Tensor | None = None) -> AugmentParams:
+        """The parameters that change every sample, at the threshold in force: what a picture or a measurement shows.
+
+        Args:
+            count: samples.
+            device: of the batch.
+            labels: as in ``make_params``.
+        """
+        changed = torch.ones(count, dtype=torch.bool, device=device)
+        return AugmentParams(self._thresholds(count, device, labels), changed, torch.arange(count, device=device))
+
+    def _thresholds(self, count: int, device: torch.device, labels: Tensor | None) -> Tensor:
+        """``(B,)`` thresholds in force."""
+        state = self.threshold
+        if labels is not None and isinstance(state, ThresholdState):
+            return state.of_classes(labels.to(device))
+        value = state.threshold if isinstance(state, ThresholdState) else state
+        return torch.full((count,), float(value), device=device)
+
+    def labels_of(self, target: Any) -> Tensor | None:
+        """Classes of a batch's samples, where each has its threshold; else ``None``.
+
+        Raises:
+            KeyError: they can't be told from the target.
+        """
+        if self.threshold_state is None or not self.threshold_state.classes:
+            return None
+        labels = label_of_batch(target)
+        if labels is None:
+            raise KeyError(
+                "a threshold of its own for each class needs (B,) integer labels under 'target', alone, first or as "
+                f"'label'; got {type(target).__name__}. Give the ThresholdState no classes, or add labels"
+            )
+        return labels
 
     def make_mask(self, confidence: Tensor, threshold: Tensor, changed: Tensor) -> Tensor:
         """What is regenerated: ``(B, 1, H, W)`` bool."""

@@ -32,6 +32,7 @@ class ThresholdStateConfig:
     mode: str = "quantile"
     bounds: tuple[float, float] = (0.0, 1.0)
     keep_min: float = 0.02
+    classes: int = 0
 
 
 @dataclass
@@ -73,24 +74,82 @@ class ProportionalLawConfig:
     dead_band: float = 0.01
     samples: int | None = None
     warmup: int = 3
+    patience: int = 0
     bounds: tuple[float, float] = (0.0, 0.95)
     gain: float = 1.0
+    smoothing: float = 0.5
+    slew: tuple[float, float] = (0.08, 0.05)
+
+
+@dataclass
+class SignLawConfig:
+    """``SignLaw``: a fixed step towards the target."""
+
+    _target_: str = "infill_aug.SignLaw"
+    target: float = 0.9
+    step: float = 0.01
+    mode: str = "max"
+    bounds: tuple[float, float] = (0.0, 0.95)
+
+
+@dataclass
+class ScheduleLawConfig:
+    """``ScheduleLaw``: from one strength to another, whatever the metric."""
+
+    _target_: str = "infill_aug.ScheduleLaw"
+    end: float = MISSING
+    intervals: int = MISSING
+    start: float = 0.0
+    shape: str = "linear"
+    mode: str = "max"
+
+
+@dataclass
+class ConstantLawConfig:
+    """``ConstantLaw``: always the same strength."""
+
+    _target_: str = "infill_aug.ConstantLaw"
+    constant: float = MISSING
+    mode: str = "max"
+
+
+@dataclass
+class PerClassLawConfig:
+    """``PerClassLaw``: ``rule`` is the config of the common law."""
+
+    _target_: str = "infill_aug.PerClassLaw"
+    rule: Any = MISSING
+    classes: int = MISSING
 
 
 @dataclass
 class AdaptiveThresholdConfig:
-    """``AdaptiveThreshold``: the Lightning callback. ``law`` is a ``ProportionalLawConfig``, or any law's config."""
+    """``AdaptiveThreshold``: the Lightning callback. ``rule`` is the config of a law."""
 
     _target_: str = "infill_aug.AdaptiveThreshold"
-    monitor: str = "val_acc"
+    monitor: str = "infill/retention"
     mode: str = "max"
-    target: float = 0.95
+    target: float = 0.9
     reference: str | None = None
+    min_delta: float = 0.01
+    patience: int = 0
+    bounds: Any = None
+    rule: Any = None
     state: Any = None
-    law: Any = None
+    score: Any = None
     strict: bool = True
     check_finite: bool = True
     verbose: bool = False
+
+
+@dataclass
+class ImageLoggerConfig:
+    """``ImageLogger``: the Lightning callback that shows what an epoch trains with."""
+
+    _target_: str = "infill_aug.ImageLogger"
+    every_n_epochs: int = 1
+    max_images: int = 4
+    folder: str | None = None
 
 
 @dataclass
@@ -106,6 +165,7 @@ class InfillDataModuleConfig:
     recipe: str | None = None
     on_miss: str = "error"
     image_key: str | int | None = None
+    control_split: Any = 0
     prefetch: bool = False
 
 
@@ -141,8 +201,13 @@ CONFIGS: dict[tuple[str, str], type] = {
     ("augment", "default"): InfillAugmentConfig,
     ("build", "default"): BuildConfig,
     ("callback", "adaptive_threshold"): AdaptiveThresholdConfig,
+    ("callback", "image_logger"): ImageLoggerConfig,
     ("datamodule", "default"): InfillDataModuleConfig,
-    ("law", "proportional"): ProportionalLawConfig,
+    ("rule", "constant"): ConstantLawConfig,
+    ("rule", "per_class"): PerClassLawConfig,
+    ("rule", "proportional"): ProportionalLawConfig,
+    ("rule", "schedule"): ScheduleLawConfig,
+    ("rule", "sign"): SignLawConfig,
     ("threshold", "state"): ThresholdStateConfig,
     ("variation", "default"): VariationConfig,
 }
@@ -158,7 +223,7 @@ def register(group_prefix: str = "infill_aug") -> None:
         >>> register()
         >>> from hydra.core.config_store import ConfigStore
         >>> ConfigStore.instance().list("infill_aug/callback")
-        ['adaptive_threshold.yaml']
+        ['adaptive_threshold.yaml', 'image_logger.yaml']
     """
     store = _load("hydra.core.config_store").ConfigStore.instance()
     for (group, name), node in CONFIGS.items():

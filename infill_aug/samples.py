@@ -178,3 +178,18 @@ def spread(count: int, wanted: int) -> list[int]:
     """At most ``wanted`` indices, evenly spaced from first to last."""
     wanted = min(wanted, count)
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
+
+
+def label_of_batch(target: Any) -> Tensor | None:
+    """The class labels in a collated target, ``(B,)`` integers, where they can be told; else ``None``.
+
+    Example:
+        >>> import torch
+        >>> label_of_batch({"label": torch.tensor([2, 0])}), label_of_batch(torch.rand(2))
+        (tensor([2, 0]), None)
+    """
+    if isinstance(target, Tensor):
+        return target if target.ndim == 1 and not target.is_floating_point() else None
+    if isinstance(target, Mapping):
+        return next((label_of_batch(target[key]) for key in _LABEL_KEYS if key in target), None)
+    return label_of_batch(target[0]) if isinstance(target, tuple | list) and target else None

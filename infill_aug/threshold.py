@@ -1,32 +1,16 @@
-"""How hard training masks: one shared number, and the laws that move it by the model's own performance.
-
-``ThresholdState`` holds the number, a *strength* in 0..1, and turns it into the *threshold* that masks are cut with.
-A *law* sees a metric after each validation and answers with a new strength: lower performance, lower threshold, more of
-the picture revealed.
-"""
+"""How hard training masks: one shared number, a *strength* in 0..1, and the *threshold* that it stands for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
-ThresholdMode = Literal["quantile", "absolute"]
-Direction = Literal["max", "min"]
+from infill_aug.checks import check_interval, check_within, clip
 
-# Chosen by a random search over simulated training runs; tests/test_threshold.py checks them on such runs, and on
-# others whose parameters were not part of the search.
-SMOOTHING = 0.5  # share of the past in the moving average of the retention
-INTEGRAL = 0.4  # strength per interval and unit of error
-PROPORTIONAL = 0.4  # strength per unit of change of the error
-REVEAL_FASTER = 1.5  # too much masking harms the model, too little only wastes time
-LARGEST_STEPS = (-0.08, 0.05)  # strength per interval
-TRUST_AFTER_REVERSAL, TRUST_REGAINED, LEAST_TRUST = 0.5, 1.1, 0.2  # a change of sign means that steps were too large
-CRASH, CRASH_STEP = 0.15, 0.25  # this far under the target, at least a quarter of the strength goes
-ACCURACY_VARIANCE = 0.16  # of one prediction that is right 80 % of the time
+ThresholdMode = Literal["quantile", "absolute"]
 
 
 def strength_to_threshold(strength: float, mode: ThresholdMode = "quantile", keep_min: float = 0.02) -> float:
@@ -74,6 +58,7 @@ class ThresholdState:
         mode: meaning of the threshold, see ``strength_to_threshold``.
         bounds: lowest and highest *threshold* that may be set, within 0..1.
         keep_min: share of pixels that full strength keeps, 0.0001..0.99; for mode ``"quantile"`` only.
+        classes: how many classes have an offset of their own to the strength, see ``of_classes``; 0: none has.
 
     Raises:
         ValueError: an argument is out of range.
@@ -92,14 +77,16 @@ class ThresholdState:
         mode: ThresholdMode = "quantile",
         bounds: tuple[float, float] = (0.0, 1.0),
         keep_min: float = 0.02,
+        classes: int = 0,
     ) -> None:
         if mode not in ("quantile", "absolute"):
             raise ValueError(f"mode must be 'quantile' or 'absolute', got {mode!r}")
         self.mode: ThresholdMode = mode
-        self.keep_min = _within("keep_min", keep_min, 1e-4, 0.99, "0.02 is the default")
-        self.bounds = _interval("bounds", bounds)
-        self._shared = torch.zeros(1, dtype=torch.float64).share_memory_()
-        self.set(_within("strength", strength, 0.0, 1.0, "for a threshold use ThresholdState.from_threshold"))
+        self.keep_min = check_within("keep_min", keep_min, 1e-4, 0.99, "0.02 is the default")
+        self.bounds = check_interval("bounds", bounds)
+        self.classes = int(check_within("classes", classes, 0, math.inf, "leave it out for one threshold for all"))
+        self._shared = torch.zeros(1 + self.classes, dtype=torch.float64).share_memory_()
+        self.set(check_within("strength", strength, 0.0, 1.0, "for a threshold use ThresholdState.from_threshold"))
 
     @classmethod
     def from_threshold(
@@ -109,51 +96,86 @@ class ThresholdState:
         mode: ThresholdMode = "quantile",
         bounds: tuple[float, float] = (0.0, 1.0),
         keep_min: float = 0.02,
+        classes: int = 0,
     ) -> ThresholdState:
         """State that starts at a threshold instead of a strength.
 
         Args:
             threshold: within ``bounds``, and at most ``1 - keep_min`` in mode ``"quantile"``.
-            mode: as for the class, like ``bounds`` and ``keep_min``.
+            mode: as for the class, like all that follow.
             bounds: lowest and highest threshold.
             keep_min: share of pixels that full strength keeps.
+            classes: how many classes have an offset.
 
         Raises:
             ValueError: an argument is out of range.
         """
-        state = cls(mode=mode, bounds=bounds, keep_min=keep_min)
+        state = cls(mode=mode, bounds=bounds, keep_min=keep_min, classes=classes)
         highest = min(state.bounds[1], strength_to_threshold(1.0, mode, keep_min))
-        _within("threshold", threshold, state.bounds[0], highest, "widen bounds, or lower keep_min")
+        check_within("threshold", threshold, state.bounds[0], highest, "widen bounds, or lower keep_min")
         state.set(threshold_to_strength(threshold, mode, keep_min))
         return state
 
     @property
     def strength(self) -> float:
         """What a law moves, 0..1."""
-        return self._shared.item()
+        return self._shared[0].item()
 
     @property
     def threshold(self) -> float:
         """What masks are cut with, within ``bounds``; higher masks more."""
-        return _clip(strength_to_threshold(self.strength, self.mode, self.keep_min), *self.bounds)
+        return self._threshold_at(self.strength)
 
-    def set(self, strength: float) -> None:
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """What each class adds to the strength."""
+        return tuple(self._shared[1:].tolist())
+
+    def of_classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """Thresholds of samples by their classes, within ``bounds``.
+
+        Args:
+            labels: ``(B,)`` integers in ``0..classes - 1``.
+
+        Returns:
+            ``(B,)`` float32 on the device of ``labels``.
+
+        Raises:
+            ValueError: ``labels`` are no ``(B,)`` integers, or this state has no classes.
+        """
+        if not self.classes or labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"thresholds of classes need (B,) integer labels and a state with classes, got {tuple(labels.shape)} "
+                f"{labels.dtype} and {self.classes} classes; ThresholdState(classes=...) has them"
+            )
+        table = [self._threshold_at(clip(self.strength + offset, 0.0, 1.0)) for offset in self.offsets]
+        return torch.tensor(table, device=labels.device)[labels]
+
+    def set(self, strength: float, offsets: Sequence[float] | None = None) -> None:
         """Set the strength for every process that shares this state, moved into the bounds where it lies outside them.
 
         Args:
             strength: 0..1.
+            offsets: what each class adds to it, ``classes`` numbers; None leaves them as they are.
 
         Raises:
-            ValueError: the strength is not finite.
+            ValueError: a number is not finite, or their count is wrong; the old ones were kept.
         """
-        if not math.isfinite(strength):
-            raise ValueError(f"strength must be a finite number in 0..1, got {strength!r}; the old one was kept")
+        numbers = [strength, *(self.offsets if offsets is None else offsets)]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"strength must be a finite number in 0..1, got {numbers!r}; the old one was kept")
+        if len(numbers) != len(self._shared):
+            raise ValueError(f"this state has {self.classes} classes, got {len(numbers) - 1} offsets; see `classes`")
         low, high = (threshold_to_strength(bound, self.mode, self.keep_min) for bound in self.bounds)
-        self._shared[0] = _clip(strength, low, high)
+        self._shared.copy_(torch.tensor([clip(strength, low, high), *numbers[1:]], dtype=torch.float64))
+
+    def _threshold_at(self, strength: float) -> float:
+        return clip(strength_to_threshold(strength, self.mode, self.keep_min), *self.bounds)
 
     def state_dict(self) -> dict[str, Any]:
         """The strength and its unit, as plain numbers and strings."""
-        return {"strength": self.strength, "mode": self.mode, "keep_min": self.keep_min}
+        offsets = {"offsets": list(self.offsets)} if self.classes else {}
+        return {"strength": self.strength, "mode": self.mode, "keep_min": self.keep_min, **offsets}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a saved strength, within this state's own bounds.
@@ -164,7 +186,7 @@ class ThresholdState:
         saved, own = ((source["mode"], source["keep_min"]) for source in (state_dict, self.state_dict()))
         if saved != own:
             raise ValueError(f"saved with (mode, keep_min) {saved}, this state has {own}; build it with the saved ones")
-        self.set(state_dict["strength"])
+        self.set(state_dict["strength"], state_dict.get("offsets"))
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
@@ -175,291 +197,3 @@ class ThresholdState:
 
     def __repr__(self) -> str:
         return f"ThresholdState(threshold={self.threshold:.4f}, strength={self.strength:.4f}, mode={self.mode!r})"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a law answers to one metric.
-
-    Args:
-        strength: the new strength, 0..1.
-        reason: a sentence for people.
-        retention: share of the reference performance that the law saw left, 0..2; NaN where nothing could be seen.
-        changed: whether the strength moved.
-    """
-
-    strength: float
-    reason: str
-    retention: float
-    changed: bool
-
-
-class Law(Protocol):
-    """What moves the strength: plain memory and one method, no I/O.
-
-    ``strength`` is where the law starts from. Whoever applies decisions sets it to where the ``ThresholdState`` stands
-    before each observation, since its bounds may have stopped short of what the law asked for.
-    """
-
-    strength: float
-
-    def observe(self, metric: float, reference: float | None = None) -> Decision:
-        """Take in the metric of one interval, say one validation, and decide."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next decision depends on, as plain numbers."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
-
-
-def retention(metric: float, reference: float, mode: Direction = "max") -> float:
-    """Share of a reference performance that is left.
-
-    ``1 - shortfall / max(|metric|, |reference|)``. For positive numbers that are no better than their reference this is
-    the plain ratio, ``metric / reference`` for accuracies and ``reference / metric`` for losses; unlike the ratio it
-    also holds for zero and negative numbers, and an outlier can't exceed its range.
-
-    Args:
-        metric: any finite number.
-        reference: any finite number.
-        mode: ``"max"`` where higher is better, ``"min"`` where lower is.
-
-    Returns:
-        0..2; 1 is as good as the reference. It never falls when the metric improves.
-
-    Example:
-        >>> retention(0.75, 1.0), retention(1.25, 1.0, mode="min")
-        (0.75, 0.8)
-    """
-    scale = max(abs(metric), abs(reference))
-    gain = metric / scale - reference / scale if scale else 0.0
-    return _clip(1.0 + (gain if mode == "max" else -gain), 0.0, 2.0)
-
-
-class _Feedback:
-    """Memory that the laws share: where they stand, and the best performance so far."""
-
-    _memory: ClassVar[tuple[str, ...]] = ("strength", "intervals", "smooth_metric", "best")
-
-    def __init__(self, mode: Direction) -> None:
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode must be 'max' (higher is better) or 'min' (lower is better), got {mode!r}")
-        self.mode: Direction = mode
-        self.strength = 0.0
-        self.intervals = 0
-        self.smooth_metric = 0.0
-        self.best: float | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next decision depends on, as plain numbers."""
-        return {name: getattr(self, name) for name in self._memory}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
-        for name in self._memory:
-            setattr(self, name, state_dict[name])
-
-    def _retention(self, metric: float, reference: float | None) -> float:
-        """Retention of this interval; the best so far is a smoothed one, since a lucky draw would stay for ever."""
-        for name, value in (("metric", metric), ("reference", reference)):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value!r}; skip this interval, or see why it diverged")
-        if reference is None:
-            reference = metric if self.best is None else self.best
-        self.intervals += 1
-        self.smooth_metric = self._smooth(self.smooth_metric, metric)
-        pick = max if self.mode == "max" else min
-        self.best = self.smooth_metric if self.best is None else pick(self.best, self.smooth_metric)
-        return retention(metric, reference, self.mode)
-
-    def _smooth(self, past: float, new: float) -> float:
-        """Moving average with the bias correction of Adam, so that the first value counts in full."""
-        weight = (1.0 - SMOOTHING) / (1.0 - SMOOTHING**self.intervals)
-        return (1.0 - weight) * past + weight * new
-
-    def _move(self, strength: float, bounds: tuple[float, float], seen: float, why: str) -> Decision:
-        before, self.strength = self.strength, _clip(strength, *bounds)
-        step = self.strength - before
-        action = "mask more" if step > 0 else "reveal more" if step < 0 else "hold"
-        return Decision(self.strength, f"{why}: {action}, strength {self.strength:.3f}.", seen, step != 0)
-
-
-class ProportionalLaw(_Feedback):
-    """Hold performance near a share of its reference by masking as much as that share allows.
-
-    A proportional-integral controller in velocity form. It smooths, ignores errors that noise explains, halves its own
-    steps after the error changed sign, reveals faster than it masks, and drops a quarter of its strength when
-    performance collapses. It keeps no sum, so that standing at a bound winds nothing up. From any state, a lower
-    performance never leads to a higher strength.
-
-    Args:
-        target: share of the reference performance to hold, 0..1. The distance to 1 is also the speed: at full
-            performance the strength rises by ``0.4 * gain * (1 - target - dead_band)`` an interval.
-        mode: ``"max"`` where a higher metric is better, ``"min"`` where a lower is.
-        dead_band: errors of retention up to this size are ignored, 0..1.
-        samples: how many samples the metric is an average of; widens ``dead_band`` to the noise of an accuracy over
-            that many. None: ``dead_band`` as it is.
-        warmup: number of first intervals in which the strength stays, at least 0.
-        bounds: lowest and highest strength, within 0..1.
-        gain: factor on all steps, 0..10; the largest step of an interval stays as it is.
-
-    Raises:
-        ValueError: an argument is out of range.
-
-    Example:
-        >>> law = ProportionalLaw(target=0.9, warmup=0)
-        >>> law.observe(0.80, reference=0.80).reason
-        'Retention 1.000 is above the target 0.900: mask more, strength 0.050.'
-        >>> law.observe(0.40, reference=0.80).reason
-        'Retention 0.667 is below the target 0.900: reveal more, strength 0.000.'
-    """
-
-    _memory = (*_Feedback._memory, "smooth_retention", "pull", "direction", "trust")
-
-    def __init__(
-        self,
-        target: float = 0.9,
-        *,
-        mode: Direction = "max",
-        dead_band: float = 0.01,
-        samples: int | None = None,
-        warmup: int = 3,
-        bounds: tuple[float, float] = (0.0, 0.95),
-        gain: float = 1.0,
-    ) -> None:
-        super().__init__(mode)
-        self.target = _within("target", target, 0.0, 1.0, "0.9 holds 90 % of the reference")
-        self.dead_band = _within("dead_band", dead_band, 0.0, 1.0, "0.01 is the default")
-        if samples is not None:
-            independent = _within("samples", samples, 1, math.inf, "leave it out where the number is unknown")
-            independent *= (1 + SMOOTHING) / ((1 - SMOOTHING) * (1 + target**2))
-            self.dead_band = max(self.dead_band, math.sqrt(ACCURACY_VARIANCE / independent))
-        self.warmup = int(_within("warmup", warmup, 0, math.inf, "it counts intervals"))
-        self.bounds = _interval("bounds", bounds)
-        self.gain = _within("gain", gain, 0.0, 10.0, "1.0 is the default")
-        self.smooth_retention = 1.0
-        self.pull = 0.0
-        self.direction = 0
-        self.trust = 1.0
-
-    def observe(self, metric: float, reference: float | None = None) -> Decision:
-        """Take in the metric of one interval and move the strength.
-
-        Args:
-            metric: performance, as a rule on *masked* pictures: masking may raise performance on clean ones.
-            reference: what ``target`` is a share of, such as performance on clean pictures. None: the best smoothed
-                metric before this interval.
-
-        Returns:
-            The new strength, within ``bounds``, and the smoothed retention that led to it.
-
-        Raises:
-            ValueError: a number is not finite; nothing was taken in.
-        """
-        seen = self._retention(metric, reference)
-        self.smooth_retention = self._smooth(self.smooth_retention, seen)
-        error = self.smooth_retention - self.target
-        pull = math.copysign(max(0.0, abs(error) - self.dead_band), error)
-        step = self.gain * (INTEGRAL * pull + PROPORTIONAL * (pull - self.pull))
-        step = self.trust * _clip(step * REVEAL_FASTER if step < 0 else step, *LARGEST_STEPS)
-        if error < -CRASH:
-            step = min(step, -CRASH_STEP * self.strength)
-        self.pull = pull
-        why = f"Retention {self.smooth_retention:.3f} is {_side(pull)} the target {self.target:.3f}"
-        if self.intervals <= self.warmup:
-            why, step = f"Warm-up interval {self.intervals} of {self.warmup}", 0.0
-        elif pull:
-            self._learn_trust(1 if pull > 0 else -1)
-        return self._move(self.strength + step, self.bounds, self.smooth_retention, why)
-
-    def _learn_trust(self, direction: int) -> None:
-        """Halve the steps that *follow* a reversal; halving the reversal itself would slow down revealing."""
-        factor = TRUST_AFTER_REVERSAL if direction == -self.direction else TRUST_REGAINED
-        self.trust = _clip(self.trust * factor, LEAST_TRUST, 1.0)
-        self.direction = direction
-
-
-class SignLaw(_Feedback):
-    """Move by a fixed step towards the target, whatever the distance; a baseline to compare with.
-
-    After the adaptive augmentation of StyleGAN2-ADA (Karras et al., "Training Generative Adversarial Networks with
-    Limited Data", NeurIPS 2020), with retention in place of the discriminator's overfitting.
-
-    Args:
-        target: share of the reference performance to hold, 0..1.
-        step: change of strength per interval, 0..1.
-        mode: ``"max"`` where a higher metric is better, ``"min"`` where a lower is.
-        bounds: lowest and highest strength, within 0..1.
-
-    Raises:
-        ValueError: an argument is out of range.
-
-    Example:
-        >>> SignLaw(step=0.01).observe(0.8, reference=0.8).strength
-        0.01
-    """
-
-    def __init__(
-        self,
-        target: float = 0.9,
-        step: float = 0.01,
-        *,
-        mode: Direction = "max",
-        bounds: tuple[float, float] = (0.0, 0.95),
-    ) -> None:
-        super().__init__(mode)
-        self.target = _within("target", target, 0.0, 1.0, "0.9 holds 90 % of the reference")
-        self.step = _within("step", step, 0.0, 1.0, "0.01 is the default")
-        self.bounds = _interval("bounds", bounds)
-
-    def observe(self, metric: float, reference: float | None = None) -> Decision:
-        """Take in the metric of one interval and move one step; see ``ProportionalLaw.observe``."""
-        seen = self._retention(metric, reference)
-        error = seen - self.target
-        step = math.copysign(self.step, error) if error else 0.0
-        why = f"Retention {seen:.3f} is {_side(error)} the target {self.target:.3f}"
-        return self._move(self.strength + step, self.bounds, seen, why)
-
-
-class ConstantLaw(_Feedback):
-    """Always the same strength; the open-loop baseline.
-
-    Args:
-        constant: strength, 0..1.
-        mode: direction of the metric whose retention is reported.
-
-    Example:
-        >>> ConstantLaw(0.3).observe(0.8).strength
-        0.3
-    """
-
-    def __init__(self, constant: float, *, mode: Direction = "max") -> None:
-        super().__init__(mode)
-        self.constant = _within("constant", constant, 0.0, 1.0, "it is a strength, not a threshold")
-
-    def observe(self, metric: float, reference: float | None = None) -> Decision:
-        """Take in the metric of one interval and report its retention."""
-        seen = self._retention(metric, reference)
-        return self._move(self.constant, (0.0, 1.0), seen, f"Retention is {seen:.3f}, strength is constant")
-
-
-def _clip(value: float, low: float, high: float) -> float:
-    return min(max(value, low), high)
-
-
-def _side(error: float) -> str:
-    return "above" if error > 0 else "below" if error < 0 else "at"
-
-
-def _within(name: str, value: float, low: float, high: float, hint: str) -> float:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in {low:g}..{high:g}, got {value!r}; {hint}")
-    return float(value)
-
-
-def _interval(name: str, bounds: tuple[float, float]) -> tuple[float, float]:
-    low, high = bounds
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"{name} must be (low, high) with 0 <= low <= high <= 1, got {bounds!r}; (0, 1) allows all")
-    return float(low), float(high)

@@ -3,6 +3,7 @@
     python recipes/train.py experiment=quick
     python recipes/train.py experiment=digits augment=none
     python recipes/train.py -m augment.threshold=0.5,0.9 callbacks=fixed seed=0,1,2 experiment=digits
+    python recipes/train.py -m rule@callbacks.adaptive.rule=proportional,sign,linear,constant experiment=feedback
 
 Settings are in configs/train.yaml. The run's folder gets metrics.json; a sweep's value is the accuracy on swapped
 backgrounds.
@@ -42,9 +43,11 @@ def infill_module(cfg: DictConfig, data: DemoData, state: ThresholdState) -> pl.
     if report.failed:
         raise RuntimeError(f"{len(report.failed)} infills failed, the first: {report.failed[0]}")
     inner = DemoDataModule(data, None, cfg.batch_size)
+    geometric = v2.Compose(geometry(data))
     augment = instantiate(cfg.augment, threshold=state)
     # The recipe by name: another run may build another one into the same store meanwhile.
-    return InfillDataModule(inner, augment, cfg.store, transforms=v2.Compose(geometry(data)), recipe=report.recipe)
+    kept = {"recipe": report.recipe, "control_split": cfg.control_split}
+    return InfillDataModule(inner, augment, cfg.store, transforms=geometric, **kept)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
@@ -68,11 +71,10 @@ def main(cfg: DictConfig) -> float:
         module = infill_module(cfg, data, state)
     else:
         module = plain_module(cfg, data)
-    callbacks = [
-        callback
-        for callback in instantiate(cfg.callbacks).values()
-        if state is not None or not isinstance(callback, AdaptiveThreshold)  # plain training has nothing to move
-    ]
+    callbacks = list(instantiate(cfg.callbacks).values())
+    adaptive = [callback for callback in callbacks if isinstance(callback, AdaptiveThreshold)]
+    if state is None:  # plain training has nothing to move
+        callbacks = [callback for callback in callbacks if callback not in adaptive]
     loggers = list(instantiate(cfg.logger).values())
 
     # Only now, so that building or not building infills changes nothing of the training.
@@ -92,6 +94,7 @@ def main(cfg: DictConfig) -> float:
         "tied": accuracy(classifier, data.tied),
         "swapped": accuracy(classifier, data.swapped),
         "seconds": seconds,
+        "history": adaptive[0].history if adaptive else [],
     }
     folder = Path(cfg.output_dir)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -187,7 +187,7 @@ defaults:
   - infill_aug/threshold@augment.threshold: state
   - infill_aug/variation@augment.variation: default
   - infill_aug/callback@callbacks.adaptive: adaptive_threshold
-  - infill_aug/law@callbacks.adaptive.law: proportional
+  - infill_aug/rule@callbacks.adaptive.rule: proportional
   - _self_
 normalize: [[0.5, 0.5, 0.5], [0.2, 0.2, 0.2]]
 augment:
@@ -198,7 +198,7 @@ augment:
 callbacks:
   adaptive:
     monitor: val_f1
-    law:
+    rule:
       target: 0.8
 """
 
@@ -213,7 +213,7 @@ register()
 def main(cfg):
     augment = instantiate(cfg.augment)
     callbacks = instantiate(cfg.callbacks)
-    law = callbacks["adaptive"].law
+    law = callbacks["adaptive"].rule
     white = float(augment.normalize(torch.ones(1, 3, 1, 1)).mean())
     print(augment.p, augment.threshold_state.threshold, white, law.target)
 
@@ -242,11 +242,11 @@ def test_a_strangers_config_takes_the_groups_in(stranger):
     white = augment.normalize(torch.ones(1, 3, 1, 1)).flatten().tolist()
     assert white == pytest.approx([(1 - 0.5) / 0.2] * 3)
     assert isinstance(callback, ia.AdaptiveThreshold)
-    assert (callback.monitor, callback.law.target) == ("val_f1", 0.8)
+    assert (callback.monitor, callback.rule.target) == ("val_f1", 0.8)
 
 
 @pytest.mark.parametrize(
-    "override", ["augment.p=often", "augment.feather=1.5", "augment.blur=2", "callbacks.adaptive.law.warmup=x"]
+    "override", ["augment.p=often", "augment.feather=1.5", "augment.blur=2", "callbacks.adaptive.rule.warmup=x"]
 )
 def test_a_wrong_type_or_name_is_refused_before_anything_runs(stranger, override):
     with pytest.raises(ConfigCompositionException):

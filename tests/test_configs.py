@@ -163,9 +163,9 @@ def check_callbacks(cfg, tmp_path):
     assert all(isinstance(callback, pl.Callback) for callback in callbacks.values())
     for callback in callbacks.values():
         if isinstance(callback, AdaptiveThreshold):
-            assert callback.law.mode == callback.mode == "max"
-            assert callback.law.target == cfg.callbacks.adaptive.target
-            assert callback.law.dead_band > 0.01  # widened to the noise of `num_val` pictures
+            assert callback.rule.mode == callback.mode == "max"
+            assert callback.rule.target == cfg.callbacks.adaptive.target
+            assert callback.rule.dead_band > 0.01  # widened to the noise of `num_val` pictures
 
 
 def check_trainer(cfg, tmp_path):

@@ -13,12 +13,13 @@ from torchvision.transforms import v2
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.build import build_cache
 from infill_aug.cache.reader import InfillMissError
+from infill_aug.control.proportional import ProportionalLaw
 from infill_aug.datasets import InfillDataset
 from infill_aug.lit import datamodule
 from infill_aug.lit.callback import AdaptiveThreshold
 from infill_aug.lit.datamodule import InfillDataModule, rebuild_loader
 from infill_aug.prefetch import prefetch
-from infill_aug.threshold import ProportionalLaw, ThresholdState
+from infill_aug.threshold import ThresholdState
 
 # Lightning's own advice and its use of a deprecated torch function; neither is ours to act on.
 pytestmark = [
@@ -134,7 +135,7 @@ def test_geometric_transforms_are_applied_to_training_samples(store):
 def test_the_callback_finds_the_threshold_and_moves_it(store):
     state = ThresholdState.from_threshold(0.3)
     augment = InfillAugment(state, p=1.0)
-    callback = AdaptiveThreshold("val_acc", law=ProportionalLaw(0.8, warmup=0))
+    callback = AdaptiveThreshold("val_acc", rule=ProportionalLaw(0.8, warmup=0))
     module = InfillDataModule(Inner(), augment, store)
     trainer = pl.Trainer(max_epochs=3, callbacks=[callback], **QUIET)
     trainer.fit(Model(), datamodule=module)

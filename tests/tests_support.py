@@ -9,18 +9,20 @@ from pathlib import Path
 import torch
 
 
-def launch_ranks(text: str, folder: Path) -> None:
-    """Run a script that Lightning launches again for each rank; it gets the folder and that of the tests."""
-    script = folder / "two_ranks.py"
+def launch(text: str, folder: Path, *arguments: str) -> int:
+    """Run a script, which gets the folder, that of the tests, and the arguments; returns its exit code."""
+    script = folder / "script.py"
     script.write_text(textwrap.dedent(text))
     here = os.path.dirname(__file__)
     search = os.pathsep.join([os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, str(script), str(folder), here],
-        env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=240,
-    )
+    environment = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(folder), here, *arguments]
+    return subprocess.run(command, env=environment, check=False, timeout=240).returncode
+
+
+def launch_ranks(text: str, folder: Path) -> None:
+    """Run a script that starts itself again for each rank; it gets the folder and that of the tests."""
+    assert launch(text, folder) == 0
 
 
 def picture(seed: int, height: int = 24, width: int = 24) -> torch.Tensor:

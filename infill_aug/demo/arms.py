@@ -16,10 +16,11 @@ from torchvision.transforms import v2
 
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.store import InfillStore
+from infill_aug.control.proportional import ProportionalLaw
 from infill_aug.demo.data import DemoData, Split
 from infill_aug.lit.callback import AdaptiveThreshold
 from infill_aug.lit.datamodule import InfillDataModule
-from infill_aug.threshold import ProportionalLaw, ThresholdState
+from infill_aug.threshold import ThresholdState
 from infill_aug.variation import Variation
 
 ARMS = ("plain", "RandomErasing", "RandAugment", "infill_aug", "oracle")
@@ -185,7 +186,7 @@ def train_arm(
         module = InfillDataModule(
             DemoDataModule(data, None, batch_size), augment, store, transforms=v2.Compose(shared), recipe=recipe
         )
-        adaptive = AdaptiveThreshold("val_acc", law=ProportionalLaw(target, samples=len(data.val)))
+        adaptive = AdaptiveThreshold("val_acc", rule=ProportionalLaw(target, samples=len(data.val)))
         callbacks.append(adaptive)
     else:
         early, late = (extra[arm], []) if arm == "RandAugment" else ([], extra.get(arm, []))

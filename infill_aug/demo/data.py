@@ -258,6 +258,55 @@ def image_folder(root: str, size: int = 96, seed: int = 0, limit: int | None = N
     )
 
 
+def shifted_folders(root: str, size: int = 96, seed: int = 0, limit: int | None = None) -> DemoData:
+    """A data set in the manner of Waterbirds: backgrounds go with the class in training and not in a second test.
+
+    Args:
+        root: folder that holds ``train_biased``, ``test_aligned`` and ``test_conflict``, each with one sub-folder of
+            pictures for each class, and ``masks`` with ``NAME.png`` for each training picture, above 0 on the object.
+        size: side of the pictures in pixels.
+        seed: of the split into training and validation.
+        limit: at most so many pictures of each folder, evenly spaced; by default all.
+
+    Raises:
+        FileNotFoundError: a folder or a mask is missing.
+        ValueError: the folders have other classes.
+    """
+    from torchvision.datasets import ImageFolder
+
+    folders = {name: Path(root) / name for name in ("train_biased", "test_aligned", "test_conflict")}
+    missing = [str(path) for path in (*folders.values(), Path(root) / "masks") if not path.is_dir()]
+    if missing:
+        raise FileNotFoundError(f"no folder {missing[0]}; pass data.root=FOLDER with {[*folders, 'masks']}")
+    sets = {name: ImageFolder(str(path)) for name, path in folders.items()}
+    classes = sets["train_biased"].classes
+    others = {name: found.classes for name, found in sets.items() if found.classes != classes}
+    if others:
+        raise ValueError(f"train_biased has the classes {classes}, but {others}; they must be the same")
+
+    def read(name: str, masked: bool = False) -> Split:
+        samples = [sets[name].samples[i] for i in _spaced(len(sets[name]), limit)]
+        images = [_square(to_uint8_image(PILImage.open(path).convert("RGB")), size) for path, _ in samples]
+        masks = None
+        if masked:
+            files = [Path(root) / "masks" / f"{Path(path).stem}.png" for path, _ in samples]
+            arrays = [np.array(PILImage.open(file).convert("L")) for file in files]
+            masks = torch.stack([_square(torch.from_numpy(array)[None], size) > 0 for array in arrays])
+        return Split(torch.stack(images), torch.tensor([label for _, label in samples]), masks)
+
+    train, val = _split(read("train_biased", masked=True), 0.2, seed)
+    return DemoData(
+        name=Path(root).name,
+        classes=tuple(classes),
+        train=train,
+        val=val,
+        tied=read("test_aligned"),
+        swapped=read("test_conflict"),
+        mirror=True,
+        note=f"{root}, {len(classes)} classes, {size} px; swapped: on the backgrounds of other classes",
+    )
+
+
 def swap_backgrounds(split: Split, source: MaskConfidence | CentreConfidence, seed: int) -> Split:
     """Each picture's object on the background of a picture of another class.
 

@@ -4,67 +4,97 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
-from infill_aug.threshold import Decision, Direction, Law, ProportionalLaw, ThresholdState
+from infill_aug.batch import InfillAugment
+from infill_aug.checks import check_interval
+from infill_aug.control.controller import ThresholdController, on_all_ranks
+from infill_aug.control.law import Decision, Direction, Law
+from infill_aug.control.per_class import PerClassLaw
+from infill_aug.control.proportional import ProportionalLaw
+from infill_aug.lit.loggers import log_text
+from infill_aug.lit.randomness import random_state, set_random_state
+from infill_aug.probe import ControlProbe, Reading, Score, Signal
+from infill_aug.threshold import ThresholdState
+
+_SIGNALS = {f"infill/{signal}": signal for signal in get_args(Signal)}
+_RANDOM = "infill_aug_random"  # in the checkpoint
 
 
 class AdaptiveThreshold(Callback):
-    """Let the masking threshold follow a validation metric.
+    """Let the masking threshold follow the model's performance.
 
     After every validation a law, ``ProportionalLaw`` as a rule, sees the metric and moves the ``ThresholdState``. All
     ranks see the mean of the metric over ranks and get the same threshold, also where it was logged without
-    ``sync_dist``. The threshold and the law's memory are part of the checkpoint.
+    ``sync_dist``. The threshold, the law's memory and the random streams are part of the checkpoint: a training that is
+    resumed at the end of an epoch goes on as if it had not stopped, if its loader has no persistent workers.
 
-    The metric steers the training, so take it from a split that neither training nor the final test uses. Measure it
-    on *masked* pictures if you can: masking may raise it on clean ones, and the loop then pushes the wrong way.
+    Three metrics are measured by this callback itself, on the control split of the data module (see ``ControlProbe``
+    for what they are): ``infill/retention``, ``infill/confidence`` and ``infill/swapped``. Anything else is the name of
+    a metric that you log. The metric steers the training, so take it from a split that neither training nor the final
+    test uses, and remember that accuracy on ordinary pictures rewards use of the background: masking may lower it for a
+    good reason, and the loop then reveals what it should hide.
 
-    Logs ``infill/threshold`` and ``infill/strength`` at the start of each training epoch, ``infill/retention`` once
-    there is one, and ``infill/masked_share``, which is what the threshold really came to where objects are protected.
+    Logs ``infill/threshold`` and ``infill/strength`` (those in force, mean over an epoch), ``infill/retention`` once
+    there is one, ``infill/control`` and ``infill/control_clean`` where it measures itself, ``infill/masked_share``,
+    which is what the threshold really came to where objects are protected, and the reason of each decision as a text,
+    where the logger takes texts. Silent in the sanity check and with ``fast_dev_run``.
 
     Args:
-        monitor: name of the logged validation metric to follow.
+        monitor: name of the metric to follow.
         mode: ``"max"`` where a higher metric is better, ``"min"`` where a lower is.
-        target: share of the reference performance to hold, 0..1. Not used with a ``law``, which has its own.
+        target: share of the reference performance to hold, 0..1.
         reference: name of the logged metric that ``target`` is a share of, such as the accuracy on clean pictures.
             None: the best value of ``monitor`` so far.
+        min_delta: distance from the target, as a share of the reference, that changes nothing, 0..1.
+        patience: number of validations that the metric has to stay above the target before more is masked; to reveal
+            never waits.
+        bounds: lowest and highest threshold; None: the state's own.
+        rule: the control law, see ``infill_aug.control``; it has its own target, dead band and patience, and those
+            given here are not used. None: ``ProportionalLaw``.
         state: what to move. None: ``trainer.datamodule.augment.threshold_state``, or the ``threshold_state`` of a
             submodule of the LightningModule.
-        law: how to move it, see ``infill_aug.threshold``. None: ``ProportionalLaw(target, mode=mode)``.
+        score: ``(output, target) -> (B,)`` for the metrics that are measured here, where accuracy of a classification
+            is not the right one.
         strict: raise where a validation did not log the metric; otherwise the threshold stays.
         check_finite: raise where the metric is NaN or infinite; otherwise the threshold stays.
         verbose: print each decision, on rank zero.
 
     Attributes:
+        controller: what moves the threshold, from ``setup`` on; ``controller.explain()`` says where it stands and why.
         history: one entry per decision: ``epoch, step, metric, reference, retention, strength, threshold, reason``.
 
     Raises:
-        MisconfigurationException: ``mode`` is wrong or differs from the law's, or there is no state to move.
+        MisconfigurationException: ``mode`` is wrong or differs from the law's, or there is no state to move, or no
+            control split.
         RuntimeError: ``strict``, and the metric was not logged.
-        ValueError: ``check_finite``, and the metric is not finite.
+        ValueError: ``check_finite``, and the metric is not finite; or an argument is out of range.
 
     Example:
-        >>> state = ThresholdState.from_threshold(0.3)
-        >>> callback = AdaptiveThreshold("val_acc", target=0.9, state=state)
-        >>> callback.decide(0.8).reason
-        'Warm-up interval 1 of 3: hold, strength 0.091.'
+        >>> callback = AdaptiveThreshold("val_acc", target=0.9, patience=1)
+        >>> callback.history
+        []
     """
 
     def __init__(
         self,
-        monitor: str = "val_acc",
+        monitor: str = "infill/retention",
         *,
         mode: Direction = "max",
-        target: float = 0.95,
+        target: float = 0.9,
         reference: str | None = None,
+        min_delta: float = 0.01,
+        patience: int = 0,
+        bounds: tuple[float, float] | None = None,
+        rule: Law | PerClassLaw | None = None,
         state: ThresholdState | None = None,
-        law: Law | None = None,
+        score: Score | None = None,
         strict: bool = True,
         check_finite: bool = True,
         verbose: bool = False,
@@ -72,68 +102,65 @@ class AdaptiveThreshold(Callback):
         super().__init__()
         if mode not in ("max", "min"):
             raise MisconfigurationException(f"`mode` can be 'max' or 'min', got {mode!r}")
-        self.law: Law = ProportionalLaw(target, mode=mode) if law is None else law
-        law_mode = getattr(law, "mode", mode)
+        if monitor.startswith("infill/") and (monitor not in _SIGNALS or mode == "min" or reference is not None):
+            raise MisconfigurationException(
+                f"AdaptiveThreshold measures {list(_SIGNALS)} itself, with mode='max' and no `reference`; got "
+                f"{monitor!r}, mode={mode!r}, reference={reference!r}"
+            )
+        law_mode = getattr(rule, "mode", mode)
         if law_mode != mode:
             raise MisconfigurationException(f"`mode` is {mode!r} but the law's is {law_mode!r}; give both the same")
-        self.monitor = monitor
-        self.mode = mode
-        self.reference = reference
-        self.state = state
-        self.strict = strict
-        self.check_finite = check_finite
-        self.verbose = verbose
+        self.monitor, self.mode, self.reference = monitor, mode, reference
+        self.target, self.min_delta, self.patience = target, min_delta, patience
+        self.bounds = None if bounds is None else check_interval("bounds", bounds)
+        self.state, self.score = state, score
+        self.strict, self.check_finite, self.verbose = strict, check_finite, verbose
+        self.rule = rule
+        self.controller: ThresholdController | None = None
         self.history: list[dict[str, Any]] = []
         self._find_state = state is None
         self._holders: list[Any] = []
+        self._probe: ControlProbe | None = None
 
     @property
     def state_key(self) -> str:
         """Key in the checkpoint; callbacks on other metrics keep their own."""
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
-    def decide(self, metric: float, reference: float | None = None) -> Decision:
-        """Show one interval to the law; needs no trainer and moves no threshold.
-
-        Args:
-            metric: value of ``monitor``.
-            reference: value of ``reference``; None: the best metric so far.
-
-        Returns:
-            The law's decision, from where the state stands now.
-
-        Raises:
-            ValueError: ``check_finite``, and a value is not finite.
-        """
-        if self.state is not None:
-            self.law.strength = self.state.strength
-        for name, value in ((self.monitor, metric), (self.reference, reference)):
-            if value is not None and not math.isfinite(value):
-                if self.check_finite:
-                    raise ValueError(f"{name} is {value}: find out why, or pass check_finite=False to sit it out")
-                return Decision(self.law.strength, f"{name} is {value}: hold.", math.nan, changed=False)
-        return self.law.observe(metric, reference)
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the state to move; runs before a checkpoint is restored."""
+        """Find what to move and what to measure; runs before a checkpoint is restored."""
         if stage != "fit":
             return
         self._holders = [getattr(trainer.datamodule, "augment", None), *pl_module.modules()]
         if self._find_state:
             self.state = _shared_state(self._holders)
+        assert self.state is not None
+        if self.bounds is not None:
+            self.state.bounds = self.bounds
+            self.state.set(self.state.strength)
+        self._probe = self._make_probe(trainer, pl_module) if self.monitor in _SIGNALS else None
+        rule = self.rule if self.rule is not None else self._default_rule(trainer)
+        self.controller = ThresholdController(self.state, rule, self.check_finite)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what this epoch trains with; Lightning allows no logging where the decision is taken."""
+        """Log what the last decision was taken on; Lightning allows no logging where it is taken."""
+        last = self.history[-1] if self.history else {}
+        names = {"retention": "infill/retention", "metric": "infill/control", "clean": "infill/control_clean"}
+        for key, name in names.items():
+            value = last.get(key)
+            if isinstance(value, float) and math.isfinite(value) and (key != "metric" or "clean" in last):
+                pl_module.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log what this batch is masked with."""
         assert self.state is not None
         values = {"infill/threshold": self.state.threshold, "infill/strength": self.state.strength}
-        if self.history and math.isfinite(self.history[-1]["retention"]):
-            values["infill/retention"] = self.history[-1]["retention"]
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the share of pixels that was regenerated, without waiting for the device."""
         shares = [getattr(holder, "masked_share", None) for holder in self._holders]
-        share = next((share for share in shares if isinstance(share, torch.Tensor)), None)
+        share = next((share for share in shares if isinstance(share, Tensor)), None)
         if share is not None:
             pl_module.log("infill/masked_share", share, on_step=False, on_epoch=True, batch_size=1)
 
@@ -141,32 +168,49 @@ class AdaptiveThreshold(Callback):
         """Decide on the validation that has just ended, alike on all ranks."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
             return
-        values = self._metrics(trainer)
-        if values is None:
-            return
-        assert self.state is not None
-        decision = trainer.strategy.broadcast(self.decide(*values))
-        self.state.set(decision.strength)
-        self.history.append(
-            {
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "metric": values[0],
-                "reference": values[1] if self.reference else None,
-                "retention": decision.retention,
-                "strength": self.state.strength,
-                "threshold": self.state.threshold,
-                "reason": decision.reason,
-            }
-        )
-        if self.verbose:
-            rank_zero_info(f"{self.monitor} {values[0]:.4f}. {decision.reason} Threshold {self.state.threshold:.3f}.")
+        assert self.controller is not None
+        if self._probe is not None:
+            with trainer.precision_plugin.forward_context():
+                reading = self._probe(pl_module)
+            decision = self._decide(reading)
+            seen = {"metric": reading.metric, "reference": reading.reference, "clean": reading.clean}
+        else:
+            values = self._logged(trainer)
+            if values is None:
+                return
+            decision = self._observe(*values)
+            seen = dict(zip(("metric", "reference"), self.controller.seen, strict=True))
+        self._record(trainer, seen, decision)
 
-    def _metrics(self, trainer: Trainer) -> list[float] | None:
-        """Metric and reference, averaged over ranks; None where a rank lacks one and ``strict`` is off."""
+    def _decide(self, reading: Reading) -> Decision:
+        assert self.controller is not None
+        # Only before the first decision: a model that falls back to chance later on has collapsed.
+        if not reading.learned and not any(math.isfinite(entry["retention"]) for entry in self.history):
+            return self.controller.hold(f"Accuracy {reading.clean:.3f} is not above chance, {reading.chance:.3f}, yet")
+        return self._observe(reading.metric, reading.reference, reading.counts)
+
+    def _observe(self, *seen: Any) -> Decision:
+        assert self.controller is not None
+        try:
+            return self.controller.observe(*seen)
+        except ValueError as error:
+            raise ValueError(f"{self.monitor}: {error}") from error
+
+    def _record(self, trainer: Trainer, seen: dict[str, Any], decision: Decision) -> None:
+        """Keep the decision, and say it where it is wanted."""
+        entry = {"epoch": trainer.current_epoch, "step": trainer.global_step, **seen, "retention": decision.retention}
+        entry |= {"strength": decision.strength, "threshold": decision.threshold, "reason": decision.reason}
+        self.history.append(entry)
+        line = f"{decision.reason} Threshold {decision.threshold:.3f}."
+        log_text(trainer.loggers if trainer.is_global_zero else [], "infill/reason", line, trainer.global_step)
+        if self.verbose:
+            rank_zero_info(f"{self.monitor}: {line}")
+
+    def _logged(self, trainer: Trainer) -> tuple[float, float | None] | None:
+        """Metric and reference as this rank logged them; None where a rank lacks one and ``strict`` is off."""
         logged = trainer.callback_metrics
         names = [name for name in (self.monitor, self.reference) if name is not None]
-        # Asked together, since a rank that raised alone would leave the others waiting in the reduction.
+        # Asked together, since a rank that raised alone would leave the others waiting for it.
         if not trainer.strategy.reduce_boolean_decision(all(name in logged for name in names), all=True):
             if self.strict:
                 raise RuntimeError(
@@ -174,21 +218,46 @@ class AdaptiveThreshold(Callback):
                     "self.log in validation_step or on_validation_epoch_end on every rank, or pass strict=False."
                 )
             return None
-        own = [float(logged[name]) for name in names]
-        values = torch.tensor(own, dtype=torch.float32, device=trainer.strategy.root_device)
-        return trainer.strategy.reduce(values, reduce_op="mean").tolist()
+        return float(logged[self.monitor]), None if self.reference is None else float(logged[self.reference])
+
+    def _default_rule(self, trainer: Trainer) -> Law | PerClassLaw:
+        samples = getattr(trainer.datamodule, "control_size", None) if self._probe is not None else None
+        options: dict[str, Any] = {"dead_band": self.min_delta, "patience": self.patience, "samples": samples}
+        rule = ProportionalLaw(self.target, mode=self.mode, **options)
+        return PerClassLaw(rule, self.state.classes) if self.state is not None and self.state.classes else rule
+
+    def _make_probe(self, trainer: Trainer, pl_module: LightningModule) -> ControlProbe:
+        augment = next((holder for holder in self._holders if isinstance(holder, InfillAugment)), None)
+        owners = [owner for owner in (trainer.datamodule, pl_module) if getattr(owner, "control_size", 1) > 0]
+        makers = [getattr(owner, "control_dataloader", None) for owner in owners]
+        maker = next((maker for maker in makers if maker is not None), None)
+        if augment is None or maker is None:
+            raise MisconfigurationException(
+                f"AdaptiveThreshold measures {self.monitor} on a control split: InfillDataModule(control_split=256) "
+                "holds one out; or give your module an InfillAugment and a `control_dataloader` of InfillDataset "
+                'samples; or name a metric that you log: AdaptiveThreshold(monitor="val_acc")'
+            )
+        return ControlProbe(maker, augment, _SIGNALS[self.monitor], self.score)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the random streams of all ranks."""
+        checkpoint[_RANDOM] = on_all_ranks(random_state())
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with the random streams that the training had."""
+        states = checkpoint.get(_RANDOM, [])
+        if trainer.state.fn == TrainerFn.FITTING and len(states) == trainer.world_size:
+            set_random_state(states[trainer.global_rank])
 
     def state_dict(self) -> dict[str, Any]:
         """Law, threshold and history, as plain numbers and strings."""
-        state = None if self.state is None else self.state.state_dict()
-        return {"law": self.law.state_dict(), "state": state, "history": list(self.history)}
+        return {"controller": self.controller and self.controller.state_dict(), "history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken, and set the threshold that the run had then."""
-        self.law.load_state_dict(state_dict["law"])
         self.history = list(state_dict["history"])
-        if self.state is not None and state_dict["state"] is not None:
-            self.state.load_state_dict(state_dict["state"])
+        if self.controller is not None and state_dict["controller"] is not None:
+            self.controller.load_state_dict(state_dict["controller"])
 
 
 def _shared_state(holders: Sequence[Any]) -> ThresholdState:

@@ -9,15 +9,18 @@ from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import Strategy
-from torch.utils.data import DataLoader, default_collate, default_convert
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, default_collate, default_convert
 
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.store import InfillStore
 from infill_aug.datasets import InfillDataset, restore_structure
 from infill_aug.prefetch import pin, prefetch
+from infill_aug.threshold import ThresholdState
 from infill_aug.types import IMAGE, INFILL, TARGET
 
+_CONTROL_BATCH = 64  # whatever the training's: what is measured must not depend on it
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -37,15 +40,21 @@ class InfillDataModule(pl.LightningDataModule):
         recipe: fingerprint of the recipe to read; by default the one that was built last.
         on_miss: ``"error"``, or ``"original"`` to train on images without infill as they are.
         image_key: key or position of the image in a sample of the inner training set.
+        control_split: pictures for ``AdaptiveThreshold`` to measure the model on, which the model must not train on.
+            How many of the training set to hold out, always the same ones, 256 is enough; or a dataset of your own,
+            whose pictures have infills in the store too. Not the test set: what the threshold follows has steered the
+            training. 0: none.
         prefetch: on a GPU copy and augment the next training batch while the network trains on this one, see
             ``Prefetcher`` for what that means. It costs the memory of one batch more, a threshold set within an epoch
             comes a batch later, and the inner module's transfer hooks run before the step that is under way has ended;
             hence it is asked for. On a CPU all is done in order, with the same result.
 
     Raises:
-        TypeError: the inner training loader is not a single ``DataLoader`` over a map-style dataset; or ``prefetch``
+        TypeError: the inner training loader is not a single ``DataLoader`` over a map-style dataset; or it draws its
+            samples in its own way, so that none can be held out; or ``prefetch``
             cannot be right: with a loader that keeps a state or is not torch's own, with a strategy that moves batches
             its own way, a ``training_step`` that takes a ``dataloader_iter``, or a subclass that overrides the hooks.
+        ValueError: ``control_split`` leaves nothing to train on; or there is none, and it is asked for.
         InfillMissError: a training image has no infill in the store, and ``on_miss`` is ``"error"``.
     """
 
@@ -60,12 +69,15 @@ class InfillDataModule(pl.LightningDataModule):
         recipe: str | None = None,
         on_miss: str = "error",
         image_key: str | int | None = None,
+        control_split: Any = 0,
         prefetch: bool = False,
     ) -> None:
         super().__init__()
         self.inner, self.augment, self.store = inner, augment, store
         self.transforms, self.protect, self.recipe = transforms, protect, recipe
         self.on_miss, self.image_key, self.prefetch = on_miss, image_key, prefetch
+        self.control_split = control_split
+        self._control: Any = None
 
     def prepare_data(self) -> None:
         """The inner module's."""
@@ -88,27 +100,75 @@ class InfillDataModule(pl.LightningDataModule):
                 f"InfillDataModule needs one DataLoader over a map-style dataset from {type(self.inner).__name__}."
                 f"train_dataloader(), got {type(loader).__name__}"
             )
-        dataset: Any = loader.dataset
+        dataset, sampler = self._hold_out(loader)
         if not isinstance(dataset, InfillDataset):
-            dataset = InfillDataset(
-                dataset,
-                self.store,
-                transforms=self.transforms,
-                threshold=self.augment.threshold,
-                protect=self.protect,
-                recipe=self.recipe,
-                on_miss=self.on_miss,
-                image_key=self.image_key,
-            )
+            dataset = self._with_infills(dataset, self.augment.threshold)
         elif not self.prefetch:
             return loader
         if not self.prefetch:
-            return rebuild_loader(loader, dataset)
+            return rebuild_loader(loader, dataset, sampler)
         self._check_prefetch(loader)
-        ahead = rebuild_loader(loader, dataset, _AheadLoader)
+        ahead = rebuild_loader(loader, dataset, sampler, _AheadLoader)
         assert isinstance(ahead, _AheadLoader)
         ahead.start = self._ahead
         return ahead
+
+    def control_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the control split, as many pictures as the others have, each with its widest infill.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._control is None:
+            self.train_dataloader()
+        if self._control is None:
+            raise ValueError("there is no control split; hold pictures out with InfillDataModule(control_split=256)")
+        dataset = self._control
+        if not isinstance(dataset, InfillDataset):
+            dataset = self._with_infills(dataset, None)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        own = range(rank, len(dataset) - len(dataset) % world, world)
+        return DataLoader(Subset(dataset, own), batch_size=_CONTROL_BATCH)
+
+    @property
+    def control_size(self) -> int:
+        """How many pictures the control split has."""
+        return self.control_split if isinstance(self.control_split, int) else len(self.control_split)
+
+    def _with_infills(self, dataset: Any, threshold: float | ThresholdState | None) -> InfillDataset:
+        return InfillDataset(
+            dataset,
+            self.store,
+            transforms=self.transforms,
+            threshold=threshold,
+            protect=self.protect,
+            recipe=self.recipe,
+            on_miss=self.on_miss,
+            image_key=self.image_key,
+        )
+
+    def _hold_out(self, loader: DataLoader[Any]) -> tuple[Any, Any]:
+        """What is left to train on, and what draws from it."""
+        dataset: Any = loader.dataset
+        if not isinstance(self.control_split, int) or self.control_split == 0:
+            self._control = self.control_split or None
+            return dataset, loader.sampler
+        if not 0 < self.control_split < len(dataset):
+            raise ValueError(
+                f"control_split must leave something of the {len(dataset)} training pictures, got {self.control_split}"
+            )
+        if isinstance(dataset, InfillDataset) or type(loader.sampler) not in (RandomSampler, SequentialSampler):
+            raise TypeError(
+                f"control_split={self.control_split} can't be held out of {type(dataset).__name__} drawn by "
+                f"{type(loader.sampler).__name__}; hold pictures out in your data module, and pass them as a dataset"
+            )
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+        self._control = Subset(dataset, order[: self.control_split])
+        left = Subset(dataset, sorted(order[self.control_split :]))
+        if isinstance(loader.sampler, RandomSampler):
+            drawn = {name: getattr(loader.sampler, name) for name in ("replacement", "generator")}
+            return left, RandomSampler(left, num_samples=loader.sampler._num_samples, **drawn)
+        return left, SequentialSampler(left)
 
     def val_dataloader(self) -> Any:
         """The inner module's."""
@@ -222,8 +282,10 @@ def _has_infill(batch: Any) -> bool:
     return isinstance(batch, dict) and INFILL in batch and IMAGE in batch
 
 
-def rebuild_loader(loader: DataLoader[Any], dataset: Any, kind: type[DataLoader[Any]] = DataLoader) -> DataLoader[Any]:
-    """A loader with the settings of ``loader`` over another dataset of the same length.
+def rebuild_loader(
+    loader: DataLoader[Any], dataset: Any, sampler: Any = None, kind: type[DataLoader[Any]] = DataLoader
+) -> DataLoader[Any]:
+    """A loader with the settings of ``loader`` over another dataset: of the same length, or with a sampler for it.
 
     Example:
         >>> loader = rebuild_loader(DataLoader([1, 2, 3], batch_size=2, drop_last=True), ["a", "b", "c"])
@@ -247,7 +309,8 @@ def rebuild_loader(loader: DataLoader[Any], dataset: Any, kind: type[DataLoader[
     if loader.batch_size is None and loader.batch_sampler is not None:
         settings["batch_sampler"] = loader.batch_sampler
     else:
-        settings |= {"batch_size": loader.batch_size, "sampler": loader.sampler, "drop_last": loader.drop_last}
+        sampler = loader.sampler if sampler is None else sampler
+        settings |= {"batch_size": loader.batch_size, "sampler": sampler, "drop_last": loader.drop_last}
     if loader.collate_fn not in (default_collate, default_convert):
         settings["collate_fn"] = loader.collate_fn
     return kind(dataset, **settings)

@@ -1,0 +1,113 @@
+"""The feedback loop in one object: a metric goes in, the threshold moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed as dist
+
+from infill_aug.control.law import Decision, Law
+from infill_aug.control.per_class import PerClassLaw
+from infill_aug.control.proportional import ProportionalLaw
+from infill_aug.threshold import ThresholdState
+
+
+class ThresholdController:
+    """Moves a ``ThresholdState`` by a control law, for a training loop of your own.
+
+    Call ``observe`` after each validation. Where ``torch.distributed`` runs, call it on *every* rank: the metric is
+    averaged over them, and all end with the strength of rank zero's decision, whatever each had measured.
+
+    Args:
+        state: what ``InfillAugment`` or ``InfillTransform`` reads, and this moves.
+        rule: the control law; by default a ``ProportionalLaw``.
+        check_finite: raise where a metric is NaN or infinite; otherwise the threshold stays.
+
+    Attributes:
+        last: the last decision, or ``None``.
+        seen: metric and reference, averaged over the ranks, of the last call.
+
+    Raises:
+        ValueError: ``check_finite``, and a number is not finite; nothing was taken in.
+
+    Example:
+        >>> controller = ThresholdController(ThresholdState(), ProportionalLaw(0.9, warmup=0))
+        >>> decision = controller.observe(0.8)
+        >>> round(decision.threshold, 3), decision.reason
+        (0.178, 'Retention 1.000 is above the target 0.900: mask more, strength 0.050.')
+    """
+
+    def __init__(self, state: ThresholdState, rule: Law | PerClassLaw | None = None, check_finite: bool = True) -> None:
+        self.state = state
+        self.rule: Law | PerClassLaw = ProportionalLaw() if rule is None else rule
+        self.check_finite = check_finite
+        self.last: Decision | None = None
+        self.seen: tuple[Any, Any] = (None, None)
+
+    def observe(self, metric: Any, reference: Any = None, counts: Sequence[int] | None = None) -> Decision:
+        """Take in the metric of one interval, and move the threshold.
+
+        Args:
+            metric: performance since the last call: a number, or one for each class where the law is a ``PerClassLaw``.
+            reference: what the law compares it with, of the same kind; or ``None``.
+            counts: how many samples of each class, for a ``PerClassLaw``; else ``None``.
+
+        Returns:
+            The law's decision, with the threshold that it came to.
+        """
+        ranks = on_all_ranks((metric, reference, self.state.strength))
+        metric, reference = self.seen = (_mean([rank[0] for rank in ranks]), _mean([rank[1] for rank in ranks]))
+        self.rule.strength = ranks[0][2]
+        for name, value in (("metric", metric), ("reference", reference)):
+            if isinstance(value, float) and not math.isfinite(value):
+                if self.check_finite:
+                    raise ValueError(f"{name} is {value}: find out why, or pass check_finite=False to sit it out")
+                return self._apply(Decision(self.rule.strength, f"{name} is {value}: hold.", math.nan, changed=False))
+        if isinstance(self.rule, PerClassLaw):
+            return self._apply(self.rule.observe(metric, reference, counts))
+        return self._apply(self.rule.observe(metric, reference))
+
+    def hold(self, reason: str) -> Decision:
+        """Leave the threshold where it is for an interval, for a reason that is kept; the law sees nothing of it."""
+        return self._apply(Decision(self.state.strength, f"{reason}: hold.", math.nan, changed=False))
+
+    def explain(self) -> str:
+        """Where the threshold stands and why, in a few sentences for people."""
+        unit = "of each picture's pixels are masked" if self.state.mode == "quantile" else "is the confidence to exceed"
+        share = f"{self.state.threshold:.0%}" if self.state.mode == "quantile" else f"{self.state.threshold:.3f}"
+        return f"Threshold {self.state.threshold:.3f}: {share} {unit}, protected ones aside. {self.rule.explain()}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Law and threshold, as plain numbers and strings."""
+        return {"rule": self.rule.state_dict(), "state": self.state.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken, with the threshold of then."""
+        self.rule.load_state_dict(state_dict["rule"])
+        self.state.load_state_dict(state_dict["state"])
+
+    def _apply(self, decision: Decision) -> Decision:
+        self.state.set(decision.strength, decision.offsets or None)
+        self.last = replace(decision, threshold=self.state.threshold)
+        return self.last
+
+
+def on_all_ranks(own: Any) -> list[Any]:
+    """What each rank passes, in the order of ranks; without ranks, the own alone. Call it on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered
+
+
+def _mean(values: list[Any]) -> Any:
+    """Mean over ranks of numbers, or of sequences number by number."""
+    if values[0] is None:
+        return None
+    if isinstance(values[0], int | float):
+        return sum(map(float, values)) / len(values)
+    return [_mean(list(numbers)) for numbers in zip(*values, strict=True)]

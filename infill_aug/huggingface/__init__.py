@@ -1,0 +1,1 @@
+"""Around the ``Trainer`` of Hugging Face: a collator that augments, and a callback that moves the threshold."""
