@@ -86,7 +86,7 @@ def main(args):
     options = {"num_classes": 1 + len(classes), "min_size": args.size, "max_size": 4 * args.size}
     options |= {"rpn_pre_nms_top_n_train": 300, "rpn_post_nms_top_n_train": 200, "box_batch_size_per_image": 64}  # CPU
     model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, **options).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
     state = ia.ThresholdState.from_threshold(args.threshold)
     augment = ia.InfillAugment(state, p=args.p, variation=ia.Variation())  # the detector normalises
     controller = ia.ThresholdController(state, ia.ProportionalLaw(warmup=max(1, args.epochs // 3)))
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", help="folder of pictures (default: digits on photographs)")
     parser.add_argument("--annotations", help="their COCO file of instances")
     parser.add_argument("--store", default="outputs/store/detect", help="folder of the infills (%(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="short side of the pictures in pixels (%(default)s)")
+    parser.add_argument("--size", type=int, default=96, help="short side of the pictures in pixels (%(default)s)")
     parser.add_argument("--limit", type=int, help="at most so many pictures (of each split, for digits)")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training pictures (%(default)s)")
     parser.add_argument("--threshold", type=float, default=0.5, help="start, 0..1; higher masks more (%(default)s)")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, random_split
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from infill_aug import InfillTransform, ProportionalLaw, ThresholdState, Variation, build_cache
+from infill_aug import InfillTransform, ProportionalLaw, ThresholdController, ThresholdState, Variation, build_cache
 from infill_aug.demo.data import digits_on_photos
 
 
@@ -87,7 +87,8 @@ def main(args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = make_network(classes).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
-    law = ProportionalLaw(args.target, samples=len(val), warmup=min(3, args.epochs // 2))
+    rule = ProportionalLaw(args.target, samples=len(val), warmup=min(3, args.epochs // 2))
+    controller = ThresholdController(state, rule)
     for epoch in range(args.epochs):
         model.train()
         for images, labels in train_loader:
@@ -97,11 +98,10 @@ def main(args):
             optimizer.step()
         accuracy = evaluate(model, val_loader, device)
 
-        # (3) After each validation the law says how strongly to mask from now on. It starts from where the state is.
-        law.strength = state.strength
-        decision = law.observe(accuracy)
-        state.set(decision.strength)
-        print(f"epoch {epoch}: accuracy {accuracy:.3f}, threshold {state.threshold:.3f}. {decision.reason}")
+        # (3) After each validation the law says how strongly to mask from now on. Keep controller.state_dict() in your
+        # checkpoints.
+        decision = controller.observe(accuracy)
+        print(f"epoch {epoch}: accuracy {accuracy:.3f}, threshold {decision.threshold:.3f}. {decision.reason}")
 
 
 if __name__ == "__main__":

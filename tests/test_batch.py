@@ -537,3 +537,27 @@ def test_images_of_another_shape_are_refused_in_training_and_in_eval_mode(shape)
 def test_arguments_out_of_range_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         InfillAugment(**arguments)
+
+
+# A threshold for each class
+
+
+def test_samples_are_masked_by_the_threshold_of_their_class():
+    state = ThresholdState(0.5, mode="absolute", classes=2)
+    state.set(0.5, [-0.3, 0.3])
+    augment = InfillAugment(state, p=1.0, feather=0)
+    confidence = torch.arange(16, dtype=torch.uint8).mul(16).reshape(1, 1, 4, 4).expand(3, -1, -1, -1)
+    shared = {"image": torch.zeros(3, 3, 4, 4), "infill": torch.ones(3, 3, 4, 4), "confidence": confidence}
+    labels = torch.tensor([0, 1, 0])
+    for target in (labels, [labels, torch.rand(3)], {"label": labels}):
+        share = augment({**shared, "target": target})["mask"].float().mean((1, 2, 3))
+        assert share.tolist() == pytest.approx([0.25, 0.8125, 0.25])
+    with pytest.raises(KeyError, match=r"needs \(B,\) integer labels under 'target'.*Give the ThresholdState no classes"):
+        augment({**shared, "target": torch.rand(3)})
+
+
+def test_everything_changes_every_sample_at_the_threshold_in_force():
+    params = InfillAugment(ThresholdState.from_threshold(0.4), p=0.0, jitter=0.3).everything(3, torch.device("cpu"))
+    assert params.threshold.tolist() == pytest.approx([0.4] * 3)
+    assert params.changed.all()
+    assert params.rows.tolist() == [0, 1, 2]

@@ -1,6 +1,7 @@
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,11 @@ from infill_aug.samples import split_sample
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
 GROUPS = (
-    "augment", "backend", "callbacks", "data", "experiment", "infills", "logger", "model", "pictures", "source",
+    "augment", "backend", "callbacks", "data", "experiment", "infills", "logger", "model", "pictures", "rule", "source",
     "trainer",
 )  # fmt: skip
 # Groups whose files do not go where their folder says.
+PLACES = {"rule": "rule@callbacks.adaptive.rule"}
 PACKAGES = {"backend": "infills.backend", "data": "_global_", "experiment": "_global_"}
 MODES = ("build", "confidence", "train", "infiller")
 # Models that are no classifiers.
@@ -84,8 +86,13 @@ def folders(tmp_path_factory):
     (root / "coco.json").write_text(json.dumps(coco), encoding="utf-8")
     for split in ("trainval", "test"):
         (pets / "annotations" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    shifted = root / "shifted"
+    for name in ("train_biased", "test_aligned", "test_conflict"):
+        shutil.copytree(root / "folder", shifted / name)
+    shutil.copytree(root / "masks", shifted / "masks")
     return {
-        "pets": root / "pets", "imagefolder": root / "folder", "masks": root / "masks", "coco": root / "coco.json"
+        "pets": root / "pets", "imagefolder": root / "folder", "masks": root / "masks", "coco": root / "coco.json",
+        "bgshift": shifted,
     }  # fmt: skip
 
 
@@ -118,7 +125,7 @@ def small(cfg, folders):
 
 def given(group, option, folders):
     """What chooses a file, and gives what it needs."""
-    return [f"{group}={option}", *(text.format(**folders) for text in GIVEN.get(f"{group}/{option}", ()))]
+    return [f"{PLACES.get(group, group)}={option}", *(text.format(**folders) for text in GIVEN.get(f"{group}/{option}", ()))]
 
 
 def check_data(cfg, tmp_path):
@@ -164,8 +171,15 @@ def check_callbacks(cfg, tmp_path):
     for callback in callbacks.values():
         if isinstance(callback, AdaptiveThreshold):
             assert callback.rule.mode == callback.mode == "max"
-            assert callback.rule.target == cfg.callbacks.adaptive.target
-            assert callback.rule.dead_band > 0.01  # widened to the noise of `num_val` pictures
+            assert callback.rule.target == callback.target
+            if cfg.callbacks.adaptive.rule.samples:
+                assert callback.rule.dead_band > 0.01  # widened to the noise of that many pictures
+
+
+def check_rule(cfg, tmp_path):
+    rule = instantiate(cfg.callbacks).get("adaptive", AdaptiveThreshold()).rule
+    strengths = [rule.observe(0.9, 1.0).strength for _ in range(5)] if rule is not None else []
+    assert all(0 <= strength <= 1 for strength in strengths)
 
 
 def check_trainer(cfg, tmp_path):

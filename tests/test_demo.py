@@ -9,10 +9,11 @@ from tests_support import picture
 
 from infill_aug.confidence import CentreConfidence, ConfidenceEstimator, EstimatorConfidence, MaskConfidence
 from infill_aug.demo import confidence as demo_confidence_module
-from infill_aug.demo.arms import ARMS, ArmResult, train_arm
+from infill_aug.demo.arms import ARMS, ArmResult, SmallConvNet, train_arm
 from infill_aug.demo.confidence import demo_confidence
 from infill_aug.demo.config import DemoConfig, DemoDataConfig, parse_settings
-from infill_aug.demo.data import digits_on_photos, image_folder, pets
+from infill_aug.demo.data import digits_on_photos, image_folder, pets, shifted_folders
+from infill_aug.demo.drop import PlantedDrop
 from infill_aug.demo.report import table
 from infill_aug.demo.run import load_data, run_demo
 
@@ -240,6 +241,51 @@ def test_pets_come_with_their_trimaps_and_on_other_backgrounds(tmp_path):
     kept = data.tied.masks.expand(-1, 3, -1, -1)
     assert torch.equal(data.swapped.images[kept], data.tied.images[kept])
     assert not torch.equal(data.swapped.images, data.tied.images)
+
+
+@pytest.fixture
+def shifted(tmp_path):
+    """Three folders of two classes, dark and light, and masks in the middle."""
+    (tmp_path / "masks").mkdir()
+    for folder, count in (("train_biased", 20), ("test_aligned", 4), ("test_conflict", 6)):
+        for i in range(count):
+            path = tmp_path / folder / ("dark", "light")[i % 2] / f"{folder[5:]}_{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = np.full((40, 48, 3), 200 * (i % 2), np.uint8)
+            image[12:28, 16:32] = 100
+            Image.fromarray(image).save(path)
+            if folder == "train_biased":
+                Image.fromarray((image == 100).all(-1)).save(tmp_path / "masks" / f"{path.stem}.png")
+    return tmp_path
+
+
+def test_shifted_folders_come_with_their_masks_and_both_tests(shifted):
+    data = shifted_folders(str(shifted), 32)
+    assert (len(data.train), len(data.val), len(data.tied), len(data.swapped)) == (16, 4, 4, 6)
+    assert data.classes == ("dark", "light")
+    inside = data.train.images.amin(1, keepdim=True)[data.train.masks]
+    assert (inside.float() - 100).abs().float().mean() < 15
+    assert torch.equal(data.train.images[:, 0, 0, 0] > 100, data.train.labels.bool())
+    assert len(shifted_folders(str(shifted), 32, limit=10).train) == 8
+
+
+def test_what_shifted_folders_lack_is_named(shifted):
+    (shifted / "test_conflict" / "dark").rename(shifted / "test_conflict" / "black")
+    with pytest.raises(ValueError, match=r"the classes \['dark', 'light'\], but .*'black'"):
+        shifted_folders(str(shifted), 32)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*train_biased; pass data\.root="):
+        shifted_folders(str(shifted / "masks"))
+
+
+def test_a_planted_drop_forgets_the_last_layers_and_no_others():
+    model = SmallConvNet(3)
+    before = [parameter.clone() for parameter in model.parameters()]
+    PlantedDrop(epoch=0, layers=2).forget(model)
+    changed = [not torch.equal(new, old) for new, old in zip(model.parameters(), before, strict=True)]
+    assert changed[-2:] == [True, True]  # the linear layer; the batch norm before it was still at its start
+    assert not any(changed[:-4])
+    with pytest.raises(ValueError, match="layers must be 1 or more, got 0"):
+        PlantedDrop(epoch=0, layers=0)
 
 
 def test_mistakes_are_named(tmp_path, digits):

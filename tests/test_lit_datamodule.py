@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from tests_support import launch_ranks, picture
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 from torchvision.transforms import v2
 
 from infill_aug.batch import InfillAugment
@@ -423,3 +423,84 @@ def test_two_ranks_share_the_samples_with_prefetch_as_without(store, tmp_path):
         assert all(torch.equal(value, found[False][1][name]) for name, value in found[True][1].items())
     assert not torch.equal(ranks[0][True][0], ranks[1][True][0])
     assert all(torch.equal(value, ranks[1][True][1][name]) for name, value in ranks[0][True][1].items())
+
+
+# The control split
+
+
+def held(module):
+    return {image.numpy().tobytes() for batch in module.control_dataloader() for image in batch["image"]}
+
+
+def trained_on(module):
+    dataset = module.train_dataloader().dataset
+    return {dataset[i]["image"].numpy().tobytes() for i in range(len(dataset))}
+
+
+def test_a_control_split_is_held_out_of_training_and_always_the_same(store):
+    def made():
+        return InfillDataModule(Inner(), InfillAugment(0.7), store, control_split=3)
+
+    module = made()
+    assert len(held(module)) == 3
+    assert held(module) == held(made())
+    assert len(trained_on(module)) == 5
+    assert not held(module) & trained_on(module)
+    assert module.control_size == 3
+
+
+def test_training_draws_from_what_is_left_as_it_drew_before(store):
+    class Drawn(Inner):
+        def train_dataloader(self):
+            sampler = RandomSampler(self.samples(), num_samples=6, replacement=True)
+            return DataLoader(self.samples(), batch_size=4, sampler=sampler)
+
+    loader = InfillDataModule(Drawn(), InfillAugment(0.7), store, control_split=3).train_dataloader()
+    assert (len(loader.sampler), loader.sampler.replacement, loader.batch_size) == (6, True, 4)
+    assert len({i for _ in range(50) for i in loader.sampler}) == 5
+    shuffled = InfillDataModule(Inner(), InfillAugment(0.7), store, control_split=3).train_dataloader()
+    assert sorted(shuffled.sampler) == [0, 1, 2, 3, 4]
+
+
+def test_a_dataset_of_ones_own_is_a_control_split_too(store):
+    own = [(picture(i), i % 2) for i in (6, 7)]
+    module = InfillDataModule(Inner(count=6), InfillAugment(0.7), store, control_split=own)
+    assert held(module) == {image.numpy().tobytes() for image, _ in own}
+    assert len(trained_on(module)) == 6
+    wrapped = InfillDataModule(
+        Inner(count=6), InfillAugment(0.7), store, control_split=InfillDataset(own, store, transforms=v2.Identity())
+    )
+    assert held(wrapped) == held(module)
+
+
+def test_control_pictures_come_with_their_widest_infill_whatever_the_threshold(store):
+    narrow = InfillDataModule(Inner(), InfillAugment(0.05), store, control_split=2)
+    wide = InfillDataModule(Inner(), InfillAugment(1.0), store, control_split=2)
+    (first,), (second,) = narrow.control_dataloader(), wide.control_dataloader()
+    changed = [(batch["infill"] != batch["image"]).any(1).float().mean().item() for batch in (first, second)]
+    assert changed[0] == pytest.approx(changed[1], abs=0.02)
+    assert changed[0] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("inner", "control", "error", "message"),
+    [
+        (Inner, 8, ValueError, "must leave something of the 8 training pictures, got 8"),
+        (Inner, -1, ValueError, "got -1"),
+        (Inner, 0, ValueError, r"no control split; hold pictures out with InfillDataModule\(control_split=256\)"),
+        (
+            lambda: Weighted(),
+            2,
+            TypeError,
+            "can't be held out of list drawn by WeightedRandomSampler; .* pass them as a dataset",
+        ),
+    ],
+)
+def test_a_control_split_that_cannot_be_is_refused(store, inner, control, error, message):
+    with pytest.raises(error, match=message):
+        InfillDataModule(inner(), InfillAugment(0.7), store, control_split=control).control_dataloader()
+
+
+class Weighted(Inner):
+    def train_dataloader(self):
+        return DataLoader(self.samples(), batch_size=4, sampler=WeightedRandomSampler([1.0] * 8, 8))

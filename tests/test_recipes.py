@@ -112,7 +112,7 @@ def test_a_failure_ends_the_build_with_exit_code_1_and_its_reason(tmp_path):
 def test_a_quick_training_leaves_its_numbers_and_configs_in_its_folder(tmp_path):
     output = launch("train.py", "experiment=quick", "hydra.run.dir=run", folder=tmp_path)
     (found,) = metrics(tmp_path / "run")
-    assert set(found) == {"data", "seed", "start", "threshold", "tied", "swapped", "seconds"}
+    assert set(found) == {"data", "seed", "start", "threshold", "tied", "swapped", "seconds", "history"}
     assert found["data"] == "digits"
     assert found["threshold"] != found["start"]  # it followed the validation accuracy
     assert 0 <= found["swapped"] <= 100
@@ -139,6 +139,35 @@ def test_a_plain_training_needs_no_infills(tmp_path):
     assert found["start"] is None
     assert not (tmp_path / "outputs").exists()
     assert not (tmp_path / "run" / "csv").exists()
+
+
+FEEDBACK = (
+    "experiment=feedback", "data.size=32", "data.limit=96", "batch_size=8", "control_split=24", "infills.progress=false",
+    "trainer.enable_progress_bar=false", "callbacks.drop.epoch=3",
+)  # fmt: skip
+
+
+def test_the_closed_loop_is_swept_over_control_laws_and_drawn(tmp_path):
+    rules = "rule@callbacks.adaptive.rule=proportional,sign,linear,constant"
+    settings = (rules, "trainer.max_epochs=5", "hydra.sweep.dir=sweep")
+    output = launch("train.py", "-m", *FEEDBACK, *settings, folder=tmp_path)
+    runs = metrics(tmp_path / "sweep")
+    assert [len(run["history"]) for run in runs] == [5] * 4
+    assert all({"metric", "reference", "clean", "reason"} <= set(run["history"][0]) for run in runs)
+    assert [run["history"][-1]["strength"] for run in runs[2:]] == pytest.approx([0.9, 0.5])
+    assert "infill/retention: " in output
+    folders = sorted(str(path.parent) for path in (tmp_path / "sweep").rglob("metrics.json"))
+    output = launch("draw_feedback.py", *folders, "--drop", "3", "--output", "drawn.png", folder=tmp_path)
+    assert len(re.findall(r"^\| digits \| 0 \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", output, flags=re.MULTILINE)) == 4
+    assert np.asarray(Image.open(tmp_path / "drawn.png")).std() > 10
+    assert "no metrics.json" in launch("draw_feedback.py", "nowhere", folder=tmp_path, code=1)
+
+
+def test_control_laws_are_compared_in_simulated_trainings(tmp_path):
+    output = launch("simulate_feedback.py", "--seeds", "3", folder=tmp_path)
+    rows = dict(re.findall(r"^\| ([\w., ()-]+) \| [\d-]+[\d, ]* \| (\d+)% \|", output, flags=re.MULTILINE))
+    assert rows["proportional"] == "0"
+    assert int(rows["sign, 0.1"]) > 50
 
 
 def test_a_missing_folder_is_asked_for_by_its_name(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image as PILImage
 from torchvision import tv_tensors
 
-from infill_aug.samples import label_of, pick, split_sample, to_batch, to_uint8_image
+from infill_aug.samples import label_of, label_of_batch, pick, split_sample, to_batch, to_uint8_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
 CHANNELS_FIRST = torch.from_numpy(RGB).permute(2, 0, 1)
@@ -207,3 +207,11 @@ def test_the_label_of_a_target_is_found_where_there_is_one(target, label):
     assert found == label
     assert type(found) is type(label)
     hash(found)
+
+
+def test_labels_of_a_batch_are_its_integers_alone_first_or_by_name_or_none():
+    labels = torch.tensor([3, 1])
+    for target in (labels, [labels, ["a", "b"]], {"boxes": torch.rand(2, 4), "labels": labels}, ({"label": labels},)):
+        assert label_of_batch(target) is labels
+    for target in (torch.rand(2), torch.tensor(3), torch.zeros(2, 2, dtype=torch.int64), {"mask": labels}, [], "a", None):
+        assert label_of_batch(target) is None

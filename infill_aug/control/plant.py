@@ -50,6 +50,43 @@ class Plant:
         return 1 - 0.95 * (fall(strength) - fall(0)) / (1 - fall(0))
 
 
+# On which the constants of ProportionalLaw were chosen.
+PLANTS: dict[str, Plant] = {
+    "plain": Plant(),
+    "slow learner": Plant(learning_time=20),
+    "learning rate jump": Plant(best=0.85, jump=0.08),
+    "robustness drift": Plant(centre=0.4, drift=0.2),
+    "lag": Plant(lag=0.3),
+    "delay": Plant(delay=2),
+    "lag, delay and drift": Plant(lag=0.5, delay=2, drift=0.1),
+    "cliff": Plant(width=0.03),
+    "cliff and delay": Plant(width=0.03, delay=1, centre=0.6),
+    "unreachable at first": Plant(unreachable=50),
+}
+
+
+def drawn_plant(seed: int) -> Plant:
+    """A training that had no part in that choice.
+
+    Example:
+        >>> drawn_plant(0) == drawn_plant(0) != drawn_plant(1)
+        True
+    """
+    rng = random.Random(1000 + seed)
+    return Plant(
+        best=rng.uniform(0.82, 0.97),
+        chance=rng.uniform(0.01, 0.3),
+        learning_time=rng.uniform(3, 25),
+        jump=rng.choice([0, rng.uniform(0, 0.03)]),
+        centre=rng.uniform(0.25, 0.75),
+        width=rng.uniform(0.04, 0.2),
+        drift=rng.choice([0, rng.uniform(-0.15, 0.2)]),
+        lag=rng.choice([1, rng.uniform(0.2, 1)]),
+        delay=rng.randint(0, 2),
+        samples=rng.choice([100, 200, 400]),
+    )
+
+
 @dataclass(frozen=True)
 class Run:
     """What a law did in a simulated training.
