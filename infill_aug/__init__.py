@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from infill_aug.infill.backend import PartialInfillError as PartialInfillError
     from infill_aug.infill.gate import QualityGate as QualityGate
     from infill_aug.infill.outpaint import outpaint as outpaint
+    from infill_aug.keep_tokens import KeepTokens as KeepTokens
     from infill_aug.lit.callback import AdaptiveThreshold as AdaptiveThreshold
     from infill_aug.lit.datamodule import InfillDataModule as InfillDataModule
     from infill_aug.lit.image_logger import ImageLogger as ImageLogger
@@ -90,6 +91,7 @@ _CONTENTS = {
     "InfillStore": "cache.store",
     "InfillStoreError": "cache.store",
     "InfillTransform": "transforms",
+    "KeepTokens": "keep_tokens",
     "LearnedProfile": "lit.learn",
     "MaskConfidence": "confidence.sources",
     "ModelConfig": "infill.backend",

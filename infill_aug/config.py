@@ -166,6 +166,7 @@ class InfillDataModuleConfig:
     on_miss: str = "error"
     image_key: str | int | None = None
     control_split: Any = 0
+    with_mask: bool = False
     prefetch: bool = False
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -114,13 +114,3 @@ class InfillDataset(Dataset[dict[str, Any]]):
 
 def _unchanged(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
-
-
-def restore_structure(image: Any, target: Any) -> Any:
-    """The batch as the base dataset would have given it: a mapping with the image in it, or ``(image, target)``.
-
-    Example:
-        >>> restore_structure("image", {"label": 3}), restore_structure("image", 3)
-        ({'image': 'image', 'label': 3}, ['image', 3])
-    """
-    return {IMAGE: image, **target} if isinstance(target, Mapping) else [image, target]

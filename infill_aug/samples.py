@@ -120,19 +120,54 @@ def split_sample(sample: Any, image_key: str | int | None = None) -> tuple[Tenso
         >>> split_sample((np.zeros((2, 2, 3), np.uint8), 7))[1]
         7
     """
+    place = image_place(sample, image_key)
+    if isinstance(place, str):
+        return to_uint8_image(sample[place]), {k: v for k, v in sample.items() if k != place}
+    if place is None:
+        return to_uint8_image(sample), None
+    rest = [part for i, part in enumerate(sample) if i != place[0]]
+    return to_uint8_image(sample[place[0]]), (rest[0] if len(rest) == 1 else tuple(rest) or None)
+
+
+def image_place(sample: Any, image_key: str | int | None = None) -> str | tuple[int, int] | None:
+    """Where a sample has its image: a key, or a position and the number of parts; ``None``: it is the image.
+
+    Raises:
+        IndexError: no such position in the sample.
+        KeyError: a mapping without an image.
+    """
     if isinstance(sample, Mapping):
         key = image_key if image_key is not None else next((k for k in _IMAGE_KEYS if k in sample), None)
         if key not in sample:
             raise KeyError(f"the sample has no image under {image_key or _IMAGE_KEYS}; its keys are {list(sample)}")
-        return to_uint8_image(sample[key]), {k: v for k, v in sample.items() if k != key}
+        return str(key)
     if isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
         position = int(image_key or 0)
         if not -len(sample) <= position < len(sample):
             raise IndexError(f"the sample has {len(sample)} parts and no image at position {position}")
-        position %= len(sample)
-        rest = [part for i, part in enumerate(sample) if i != position]
-        return to_uint8_image(sample[position]), (rest[0] if len(rest) == 1 else tuple(rest) or None)
-    return to_uint8_image(sample), None
+        return position % len(sample), len(sample)
+    return None
+
+
+def join_sample(image: Any, target: Any, place: str | tuple[int, int] | None) -> Any:
+    """The inverse of ``split_sample``, of one sample or of a batch of them.
+
+    Args:
+        image: what goes where the image was.
+        target: the rest, as ``split_sample`` gave it.
+        place: what ``image_place`` said of a sample.
+
+    Example:
+        >>> join_sample("image", {"label": 3}, "img"), join_sample("image", {"boxes": 3}, (0, 2))
+        ({'label': 3, 'img': 'image'}, ['image', {'boxes': 3}])
+    """
+    if isinstance(place, str):
+        return {**target, place: image}
+    if place is None:
+        return image
+    position, count = place
+    parts = [target] if count == 2 else list(target) if count > 2 else []
+    return [*parts[:position], image, *parts[position:]]
 
 
 def pick(target: Any, key: str | int | Sequence[str | int] | None) -> Any:

@@ -552,7 +552,7 @@ def test_samples_are_masked_by_the_threshold_of_their_class():
     for target in (labels, [labels, torch.rand(3)], {"label": labels}):
         share = augment({**shared, "target": target})["mask"].float().mean((1, 2, 3))
         assert share.tolist() == pytest.approx([0.25, 0.8125, 0.25])
-    with pytest.raises(KeyError, match=r"needs \(B,\) integer labels under 'target'.*Give the ThresholdState no classes"):
+    with pytest.raises(KeyError, match=r"needs \(B,\) integer labels under 'target'.*the ThresholdState no classes"):
         augment({**shared, "target": torch.rand(3)})
 
 

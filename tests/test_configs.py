@@ -125,7 +125,8 @@ def small(cfg, folders):
 
 def given(group, option, folders):
     """What chooses a file, and gives what it needs."""
-    return [f"{PLACES.get(group, group)}={option}", *(text.format(**folders) for text in GIVEN.get(f"{group}/{option}", ()))]
+    needed = GIVEN.get(f"{group}/{option}", ())
+    return [f"{PLACES.get(group, group)}={option}", *(text.format(**folders) for text in needed)]
 
 
 def check_data(cfg, tmp_path):

@@ -189,6 +189,14 @@ def test_patience_waits_before_it_masks_more_and_never_to_reveal():
     assert "above the target 0.900, for 2 of more than 2 intervals: hold" in decisions[1].reason
 
 
+@pytest.mark.parametrize("reference", [None, 0.0])
+def test_a_metric_that_is_still_nothing_masks_no_more(reference):
+    law = ProportionalLaw(warmup=0)
+    for _ in range(5):
+        assert law.observe(0.0, reference).reason == "Nothing is learned yet: hold, strength 0.000."
+    assert law.observe(0.3, reference and 0.3).changed
+
+
 def test_slew_and_smoothing_are_the_users():
     quick = ProportionalLaw(0.5, warmup=0, smoothing=0, slew=(1.0, 0.2))
     assert quick.observe(1.0, 1.0).strength == pytest.approx(0.2)

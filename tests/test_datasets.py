@@ -19,7 +19,7 @@ from infill_aug.cache.build import build_cache
 from infill_aug.cache.reader import InfillMissError, InfillReader
 from infill_aug.cache.store import InfillStore
 from infill_aug.confidence import MaskConfidence
-from infill_aug.datasets import InfillDataset, restore_structure
+from infill_aug.datasets import InfillDataset
 from infill_aug.threshold import ThresholdState
 from infill_aug.types import ConfidenceMap
 
@@ -227,8 +227,3 @@ def test_errors_name_what_is_wrong(store, tmp_path):
         InfillDataset(Pictures(), store, protect="cats")
     with pytest.raises(KeyError, match="no image under"):
         InfillDataset([{"picture": picture(0)}], store)[0]
-
-
-def test_the_batch_gets_its_old_structure_back():
-    assert restore_structure(1, 2) == [1, 2]
-    assert restore_structure(1, {"boxes": 2}) == {"image": 1, "boxes": 2}

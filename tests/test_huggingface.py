@@ -1,4 +1,9 @@
 import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,18 +123,20 @@ def test_training_samples_are_augmented_and_their_kept_pixels_are_the_normalised
     assert ((same > 0.3) & (same < 0.7)).all()
 
 
-@pytest.mark.parametrize("form", ["mapping with PIL", "pair with PIL", "pair with tensor"])
+@pytest.mark.parametrize("form", ["mapping with PIL", "pair with PIL", "pair with tensor", "bare tensor"])
 def test_samples_without_infills_are_only_normalised(form, data):
     _, val, _ = data
     samples = [val[i] for i in range(3)]
     plain = torch.stack([F.pil_to_tensor(row["image"]) for row in samples])
     if form != "mapping with PIL":
-        change = F.pil_to_tensor if form == "pair with tensor" else lambda image: image
+        change = F.pil_to_tensor if form.endswith("tensor") else lambda image: image
         samples = [(change(row["image"]), row["label"]) for row in samples]
+    if form == "bare tensor":
+        samples = [image for image, _ in samples]
     augment = InfillAugment(0.9, p=1.0, normalize=MEAN_STD)
     batch = InfillCollator(augment)(samples)
     assert batch["pixel_values"].equal(augment.normalize(plain))
-    assert batch["labels"].tolist() == [0, 1, 0]
+    assert batch.get("labels", torch.tensor([])).tolist() == ([] if form == "bare tensor" else [0, 1, 0])
 
 
 def test_what_is_deferred_becomes_the_batch_that_the_collator_would_have_given(data):
@@ -300,6 +307,42 @@ def test_a_probe_is_measured_in_place_of_a_metric_and_chance_moves_nothing(tmp_p
     assert "not above chance" in reasons[0]
 
 
+@pytest.mark.slow
+def test_two_ranks_measure_their_own_pictures_and_come_to_one_threshold(tmp_path):
+    script = """
+        import json, os, sys
+        from pathlib import Path
+
+        sys.path.insert(0, sys.argv[2])
+        import torch
+        from test_huggingface import InfillDataset, Pictures, ProportionalLaw, build_cache, training
+        from infill_aug import ControlProbe
+
+        rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
+        train, val = Pictures(0, 24), Pictures(100, 12)
+        store = folder / f"store{rank}"
+        build_cache(train, store, profile="centre_prior", levels=(0.5, 1.0), progress=False)
+        law = ProportionalLaw(0.5, warmup=0)
+        trainer, callback, state = training(folder / "out", (train, val, store), law=law, num_train_epochs=2)
+        own = torch.utils.data.Subset(InfillDataset(train, store), range(rank, 24, 2))
+        loader = torch.utils.data.DataLoader(own, batch_size=12)
+        # Not through a score of its own, since accuracy may stay at chance: what is needed is that ranks differ.
+        callback.monitor = ControlProbe(loader, trainer.data_collator.augment, "confidence")
+        trainer.train()
+        assert trainer.args.world_size == 2
+        decided = [entry["infill_threshold"] for entry in trainer.state.log_history if "infill_threshold" in entry]
+        (folder / f"{rank}.json").write_text(json.dumps([decided, state.strength]))
+    """
+    (tmp_path / "ranks.py").write_text(textwrap.dedent(script))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*launch, "ranks.py", str(tmp_path), here], cwd=tmp_path, env=environment, check=True, timeout=240)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert len(first[0]) == 2
+
+
 def test_a_metric_that_was_not_evaluated_is_an_error_that_lists_those_that_were(tmp_path, data):
     trainer, _, state = training(tmp_path, data, monitor="accuracy")
     before = state.strength
@@ -322,6 +365,12 @@ def test_a_metric_that_is_not_finite_is_an_error_unless_it_is_to_be_sat_out(tmp_
     trainer.train()
     assert state.strength == before
     assert "hold" in trainer.state.log_history[-2]["infill_reason"]
+
+
+def test_a_loss_is_refused_by_a_law_that_takes_higher_for_better():
+    with pytest.raises(ValueError, match="give the law mode='min', it has 'max'"):
+        ThresholdCallback(ThresholdController(ThresholdState()), "eval_loss")
+    ThresholdCallback(ThresholdController(ThresholdState(), ProportionalLaw(mode="min")), "eval_loss")
 
 
 def test_a_training_that_never_evaluates_is_refused(tmp_path, data):

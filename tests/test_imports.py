@@ -23,7 +23,7 @@ ORDER = [
     ["infill"],
     ["cache"],
     ["variation"],
-    ["process", "datasets", "transforms", "batch", "prefetch", "probe"],
+    ["process", "datasets", "transforms", "batch", "prefetch", "probe", "keep_tokens"],
     ["lit"],
     ["config", "demo"],
     ["cli", "cli_profiles"],

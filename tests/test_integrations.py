@@ -307,6 +307,7 @@ def loop(text, section, folder, data):
     (folder / "DATA" / "store").symlink_to(data / "store")
 
 
+@pytest.mark.slow
 def test_a_loop_of_torchvisions_shape_trains_and_goes_on_from_its_checkpoint(tmp_path, data, environment):
     loop(TORCHVISION_LOOP, TORCHVISION, tmp_path, data)
     command = "python train.py --data-path DATA --workers 1"
@@ -318,6 +319,7 @@ def test_a_loop_of_torchvisions_shape_trains_and_goes_on_from_its_checkpoint(tmp
     assert "Retention" in output
 
 
+@pytest.mark.slow
 def test_a_loop_of_timms_shape_trains_and_goes_on_from_its_checkpoint(tmp_path, data, environment):
     pytest.importorskip("timm")
     loop(TIMM_LOOP, TIMM, tmp_path, data)

@@ -504,3 +504,77 @@ def test_a_control_split_that_cannot_be_is_refused(store, inner, control, error,
 class Weighted(Inner):
     def train_dataloader(self):
         return DataLoader(self.samples(), batch_size=4, sampler=WeightedRandomSampler([1.0] * 8, 8))
+
+
+# A collate function of the user's own, and the mask
+
+
+def side_by_side(pairs):
+    return tuple(zip(*pairs, strict=True))
+
+
+class Detection(Inner):
+    """Targets that only the usual collate function of detection puts together; ``sizes`` of the pictures."""
+
+    def __init__(self, sizes=(24,)):
+        super().__init__()
+        self.sizes = sizes
+
+    def samples(self):
+        return [
+            (picture(i, self.sizes[i % len(self.sizes)]), {"boxes": torch.ones(i % 3, 4), "id": i}) for i in range(8)
+        ]
+
+    def train_dataloader(self):
+        return DataLoader(self.samples(), batch_size=4, shuffle=True, collate_fn=side_by_side)
+
+
+class Detector(Model):
+    def training_step(self, batch, batch_idx):
+        self.train_batches.append(batch)
+        images, _ = batch
+        return sum(self.layer(image[None]).square().sum() for image in images)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize("sizes", [(24,), (24, 32)])
+def test_the_users_collate_function_gets_its_samples_with_their_images_augmented(tmp_path, sizes, prefetch):
+    inner, model = Detection(sizes), Detector()
+    build_cache(inner.samples(), tmp_path / "store", profile="centre_prior", backend="noise", progress=False)
+    augment = InfillAugment(0.7, p=1.0, feather=0)
+    module = InfillDataModule(inner, augment, tmp_path / "store", prefetch=prefetch)
+    pl.Trainer(max_epochs=1, num_sanity_val_steps=0, **QUIET).fit(model, datamodule=module)
+    originals = [image.float() / 255 for image, _ in inner.samples()]
+    for images, targets in model.train_batches:
+        assert isinstance(images, tuple)
+        for image, target in zip(images, targets, strict=True):
+            assert len(target["boxes"]) == target["id"] % 3
+            kept = (image == originals[target["id"]]).all(0).float().mean()
+            assert 0.2 < kept < 0.4
+    assert sorted(target["id"] for _, targets in model.train_batches for target in targets) == list(range(8))
+
+
+def test_a_control_split_of_such_targets_has_them_as_a_list(tmp_path):
+    inner = Detection()
+    build_cache(inner.samples(), tmp_path / "store", profile="centre_prior", backend="noise", progress=False)
+    module = InfillDataModule(inner, InfillAugment(0.7), tmp_path / "store", control_split=3)
+    (batch,) = module.control_dataloader()
+    assert batch["image"].shape == (3, 3, 24, 24)
+    assert all(len(target["boxes"]) == target["id"] % 3 for target in batch["target"])
+
+
+@pytest.mark.parametrize("form", ["pair", "mapping"])
+def test_the_mask_is_handed_on_where_it_is_asked_for(store, form):
+    class Masked(Model):
+        def training_step(self, batch, batch_idx):
+            images, mask = (batch["image"], batch["mask"]) if isinstance(batch, dict) else (batch[0], batch[-1])
+            labels = batch["label"] if isinstance(batch, dict) else batch[1]
+            assert mask.shape == (4, 1, 24, 24)
+            assert mask.dtype == torch.bool
+            assert 0.6 < mask.float().mean() < 0.75
+            return super().training_step({"image": images, "label": labels}, batch_idx)
+
+    module = InfillDataModule(Inner(form), InfillAugment(0.7, p=1.0), store, with_mask=True)
+    trainer = pl.Trainer(max_epochs=1, num_sanity_val_steps=0, **QUIET)
+    trainer.fit(model := Masked(), datamodule=module)
+    assert model.train_batches

@@ -142,8 +142,8 @@ def test_a_plain_training_needs_no_infills(tmp_path):
 
 
 FEEDBACK = (
-    "experiment=feedback", "data.size=32", "data.limit=96", "batch_size=8", "control_split=24", "infills.progress=false",
-    "trainer.enable_progress_bar=false", "callbacks.drop.epoch=3",
+    "experiment=feedback", "data.size=32", "data.limit=96", "batch_size=8", "control_split=24",
+    "callbacks.drop.epoch=3", "infills.progress=false", "trainer.enable_progress_bar=false",
 )  # fmt: skip
 
 

@@ -4,9 +4,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
+from tests_support import picture
+from torch.utils._pytree import tree_leaves
 from torchvision import tv_tensors
 
-from infill_aug.samples import label_of, label_of_batch, pick, split_sample, to_batch, to_uint8_image
+from infill_aug.samples import (
+    image_place,
+    join_sample,
+    label_of,
+    label_of_batch,
+    pick,
+    split_sample,
+    to_batch,
+    to_uint8_image,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
 CHANNELS_FIRST = torch.from_numpy(RGB).permute(2, 0, 1)
@@ -213,5 +224,27 @@ def test_labels_of_a_batch_are_its_integers_alone_first_or_by_name_or_none():
     labels = torch.tensor([3, 1])
     for target in (labels, [labels, ["a", "b"]], {"boxes": torch.rand(2, 4), "labels": labels}, ({"label": labels},)):
         assert label_of_batch(target) is labels
-    for target in (torch.rand(2), torch.tensor(3), torch.zeros(2, 2, dtype=torch.int64), {"mask": labels}, [], "a", None):
+    plane = torch.zeros(2, 2, dtype=torch.int64)
+    for target in (torch.rand(2), torch.tensor(3), plane, {"mask": labels}, [], "a", None):
         assert label_of_batch(target) is None
+
+
+@pytest.mark.parametrize(
+    ("sample", "image_key"),
+    [
+        (picture(0), None),
+        ([picture(0), 3], None),
+        ([3, picture(0)], 1),
+        ([3, picture(0), "a"], -2),
+        ([picture(0), {"boxes": 2}], None),
+        ([picture(0)], None),
+        ({"label": 3, "img": picture(0)}, None),
+        ({"label": 3, "photo": picture(0)}, "photo"),
+    ],
+)
+def test_what_was_split_is_joined_to_what_it_was(sample, image_key):
+    image, target = split_sample(sample, image_key)
+    joined = join_sample(image, target, image_place(sample, image_key))
+    assert type(joined) is type(sample)
+    parts, expected = (tree_leaves(value) for value in (joined, sample))
+    assert all(a is b if isinstance(a, str | int) else torch.equal(a, b) for a, b in zip(parts, expected, strict=True))

@@ -99,6 +99,7 @@ class ProportionalLaw(FeedbackLaw):
         Raises:
             ValueError: a number is not finite; nothing was taken in.
         """
+        unlearned = self.mode == "max" and metric == 0 and not self.best and not reference  # all of nothing is left
         seen = self._retention(metric, reference)
         self.smooth_retention = self._smooth(self.smooth_retention, seen)
         error = self.smooth_retention - self.target
@@ -113,6 +114,8 @@ class ProportionalLaw(FeedbackLaw):
         why = f"Retention {self.smooth_retention:.3f} is {side_of(pull)} the target {self.target:.3f}"
         if self.intervals <= self.warmup:
             why, step = f"Warm-up interval {self.intervals} of {self.warmup}", 0.0
+        elif unlearned and step > 0:
+            why, step = "Nothing is learned yet", 0.0
         elif step > 0 and self.streak <= self.patience:
             why, step = f"{why}, for {self.streak} of more than {self.patience} intervals", 0.0
         elif pull:

@@ -21,8 +21,8 @@ class ThresholdCallback(TrainerCallback):
     After each evaluation during a training the controller sees the metric, and moves the threshold. It does on every
     rank, and all come to the same. An evaluation that you call yourself, of a test set say, moves nothing.
 
-    Threshold and law are part of ``trainer_state.json``: a training that goes on from a checkpoint has the thresholds
-    that it would have had. That needs no ``restore_callback_states_from_checkpoint``.
+    Threshold and law are part of ``trainer_state.json``: a training that goes on from a checkpoint at the end of an
+    epoch has the thresholds that it would have had. That needs no ``restore_callback_states_from_checkpoint``.
 
     Each decision is an entry of ``trainer.state.log_history``, with ``infill_threshold``, ``infill_strength``,
     ``infill_reason`` and, once there is one, ``infill_retention``. A callback is not given its trainer, so the
@@ -39,7 +39,8 @@ class ThresholdCallback(TrainerCallback):
 
     Raises:
         RuntimeError: evaluated was, and the metric was not there.
-        ValueError: nothing is ever evaluated; or the controller has ``check_finite``, and the metric is not finite.
+        ValueError: nothing is ever evaluated; a loss is followed by a law that takes higher for better; or the
+            controller has ``check_finite``, and the metric is not finite.
 
     Example:
         >>> from infill_aug.control.proportional import ProportionalLaw
@@ -49,8 +50,11 @@ class ThresholdCallback(TrainerCallback):
     """
 
     def __init__(
-        self, controller: ThresholdController, monitor: str | ControlProbe = "eval_loss", reference: str | None = None
+        self, controller: ThresholdController, monitor: str | ControlProbe, reference: str | None = None
     ) -> None:
+        mode = getattr(controller.rule, "mode", None)
+        if isinstance(monitor, str) and monitor.endswith("loss") and mode != "min":
+            raise ValueError(f"{monitor!r} is better where it is lower: give the law mode='min', it has {mode!r}")
         self.controller, self.monitor, self.reference = controller, monitor, reference
         self._log: Callable[[dict[str, Any]], None] | None = None
         self._training = self._decided = False
@@ -83,7 +87,8 @@ class ThresholdCallback(TrainerCallback):
             self._metrics |= metrics
             if not set(self._names()) <= set(self._metrics):
                 return
-            decision = self.controller.observe(*(float(self._metrics[name]) for name in self._names()))
+            metric, *reference = (float(self._metrics[name]) for name in self._names())
+            decision = self.controller.observe(metric, reference[0] if reference else None)
         self._decided = True
         state.stateful_callbacks[_KEPT] = self.controller.state_dict()
         entry: dict[str, Any] = {"infill_threshold": decision.threshold, "infill_strength": decision.strength}

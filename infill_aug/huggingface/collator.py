@@ -19,8 +19,9 @@ PIXELS, LABELS = "pixel_values", "labels"  # what vision models of transformers 
 class InfillCollator:
     """Makes ``{"pixel_values": ..., "labels": ...}`` of samples, for ``Trainer(data_collator=...)``.
 
-    Samples of an ``InfillDataset`` are augmented. Any others, as a rule those of the evaluation set, are only
-    normalised: pairs or mappings, with the picture as PIL, array or tensor, in the size that the model takes.
+    Samples of an ``InfillDataset`` are augmented, wherever they come from. Any others, as a rule those of the
+    evaluation set, are only normalised: pairs or mappings, with the picture as PIL, array or tensor, in the size that
+    the model takes.
 
     The ``Trainer`` needs ``remove_unused_columns=False``; else it takes the pictures out of the samples before they
     come here. With workers the augmentation runs in them, and follows a ``ThresholdState`` there too.
@@ -55,8 +56,6 @@ class InfillCollator:
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         """A batch of samples that are all of one kind."""
-        if samples[0] == {}:
-            raise KeyError("the samples are empty: pass TrainingArguments(remove_unused_columns=False)")
         if isinstance(samples[0], Mapping) and INFILL in samples[0]:
             batch = {key: _stack([sample[key] for sample in samples]) for key in (IMAGE, INFILL, CONFIDENCE)}
             inputs = {PIXELS: batch.pop(IMAGE), **batch, **self._labels([sample[TARGET] for sample in samples])}

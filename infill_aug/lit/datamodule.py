@@ -11,14 +11,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, default_collate, default_convert
 
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.store import InfillStore
-from infill_aug.datasets import InfillDataset, restore_structure
+from infill_aug.datasets import InfillDataset
 from infill_aug.prefetch import pin, prefetch
+from infill_aug.samples import image_place, join_sample, label_of
 from infill_aug.threshold import ThresholdState
-from infill_aug.types import IMAGE, INFILL, TARGET
+from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK, TARGET
 
 _CONTROL_BATCH = 64  # whatever the training's: what is measured must not depend on it
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -27,8 +29,9 @@ _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batc
 class InfillDataModule(pl.LightningDataModule):
     """Wraps the training set of another data module and augments its batches on the device.
 
-    The model's ``training_step`` gets what it always got: ``(images, targets)``, or a mapping with ``image``.
-    Validation, test and prediction are the inner module's, untouched.
+    The model's ``training_step`` gets what it always got: images and targets, in the inner module's own structure. A
+    ``collate_fn`` of the inner module's own gets its samples as it always did, with their images augmented: then
+    pictures may differ in size, and targets be of any kind. Validation, test and prediction are the inner module's.
 
     Args:
         inner: the user's data module. Its training set gives images before any transform, in pairs or mappings; its
@@ -44,6 +47,8 @@ class InfillDataModule(pl.LightningDataModule):
             How many of the training set to hold out, always the same ones, 256 is enough; or a dataset of your own,
             whose pictures have infills in the store too. Not the test set: what the threshold follows has steered the
             training. 0: none.
+        with_mask: hand on what was regenerated, ``(B, 1, H, W)`` bool, as the last part of the batch or under ``mask``:
+            what ``KeepTokens`` needs.
         prefetch: on a GPU copy and augment the next training batch while the network trains on this one, see
             ``Prefetcher`` for what that means. It costs the memory of one batch more, a threshold set within an epoch
             comes a batch later, and the inner module's transfer hooks run before the step that is under way has ended;
@@ -70,14 +75,17 @@ class InfillDataModule(pl.LightningDataModule):
         on_miss: str = "error",
         image_key: str | int | None = None,
         control_split: Any = 0,
+        with_mask: bool = False,
         prefetch: bool = False,
     ) -> None:
         super().__init__()
         self.inner, self.augment, self.store = inner, augment, store
         self.transforms, self.protect, self.recipe = transforms, protect, recipe
         self.on_miss, self.image_key, self.prefetch = on_miss, image_key, prefetch
-        self.control_split = control_split
+        self.control_split, self.with_mask = control_split, with_mask
+        self._collate: Callable[[list[Any]], Any] | None = None
         self._control: Any = None
+        self._place: str | tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
         """The inner module's."""
@@ -101,14 +109,17 @@ class InfillDataModule(pl.LightningDataModule):
                 f"train_dataloader(), got {type(loader).__name__}"
             )
         dataset, sampler = self._hold_out(loader)
-        if not isinstance(dataset, InfillDataset):
+        wrapped = isinstance(dataset, InfillDataset)  # by the user, whose collate function knows its samples
+        if not wrapped:
             dataset = self._with_infills(dataset, self.augment.threshold)
-        elif not self.prefetch:
-            return loader
+            if loader.collate_fn not in (default_collate, default_convert):
+                self._collate = loader.collate_fn
+        with isolate_rng():  # a look at one sample must not change what is drawn
+            self._place = image_place(dataset.base[0], dataset.image_key)
         if not self.prefetch:
-            return rebuild_loader(loader, dataset, sampler)
+            return loader if wrapped else rebuild_loader(loader, dataset, sampler, collate=list)
         self._check_prefetch(loader)
-        ahead = rebuild_loader(loader, dataset, sampler, _AheadLoader)
+        ahead = rebuild_loader(loader, dataset, sampler, _AheadLoader, None if wrapped else list)
         assert isinstance(ahead, _AheadLoader)
         ahead.start = self._ahead
         return ahead
@@ -128,7 +139,8 @@ class InfillDataModule(pl.LightningDataModule):
             dataset = self._with_infills(dataset, None)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         own = range(rank, len(dataset) - len(dataset) % world, world)
-        return DataLoader(Subset(dataset, own), batch_size=_CONTROL_BATCH)
+        collate = None if self._collate is None else _with_list_of_targets
+        return DataLoader(Subset(dataset, own), batch_size=_CONTROL_BATCH, collate_fn=collate)
 
     @property
     def control_size(self) -> int:
@@ -198,13 +210,41 @@ class InfillDataModule(pl.LightningDataModule):
         """Augment a training batch, give it the inner module's structure, and hand it to the inner module."""
         if isinstance(batch, _Ready):  # has been here
             return batch.batch
-        if _has_infill(batch):
-            # A data module is no nn.Module: nothing else moves the augmentation to the device.
-            self.augment = self.augment.to(batch[IMAGE].device)
-            self.augment.train(bool(self.trainer and self.trainer.training))
-            augmented = self.augment(batch)
-            batch = restore_structure(augmented[IMAGE], augmented[TARGET])
+        if isinstance(batch, dict) and _has_infill(batch):
+            batch = self._restored(self._augmented(batch))
+        elif _has_infill(batch):
+            assert self._collate is not None
+            alike = len({sample[IMAGE].shape for sample in batch}) == 1
+            groups = [batch] if alike else [[sample] for sample in batch]
+            batch = self._collate([sample for group in groups for sample in self._augmented_samples(group)])
         return self.inner.on_after_batch_transfer(batch, dataloader_idx)
+
+    def _augmented(self, batch: dict[str, Any]) -> dict[str, Any]:
+        # A data module is no nn.Module: nothing else moves the augmentation to the device.
+        self.augment = self.augment.to(batch[IMAGE].device)
+        self.augment.train(bool(self.trainer and self.trainer.training))
+        return self.augment(batch)
+
+    def _augmented_samples(self, samples: list[dict[str, Any]]) -> list[Any]:
+        """Samples of one size as the base dataset would have given them, with augmented images."""
+        batch = _with_list_of_targets(samples)
+        labels = [label_of(sample[TARGET]) for sample in samples]
+        if all(isinstance(label, int) for label in labels):
+            batch[TARGET] = torch.tensor(labels, device=batch[IMAGE].device)
+        done = self._augmented(batch)
+        return [
+            self._restored({**sample, **{key: done[key][i] for key in (IMAGE, MASK) if key in done}})
+            for i, sample in enumerate(samples)
+        ]
+
+    def _restored(self, augmented: dict[str, Any]) -> Any:
+        """In the structure of the inner module's batches, or samples."""
+        restored = join_sample(augmented[IMAGE], augmented[TARGET], self._place)
+        if not self.with_mask or MASK not in augmented:
+            return restored
+        if isinstance(restored, dict):
+            return {**restored, MASK: augmented[MASK]}
+        return [*(restored if isinstance(restored, list) else [restored]), augmented[MASK]]
 
     def state_dict(self) -> dict[str, Any]:
         """The inner module's; the threshold is kept by ``AdaptiveThreshold``."""
@@ -278,14 +318,34 @@ class _AheadLoader(DataLoader[Any]):
         return self.start(super().__iter__())
 
 
+def _with_list_of_targets(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch whose targets only their own collate function could put together."""
+    stacked = {key: torch.stack([sample[key] for sample in samples]) for key in (IMAGE, INFILL, CONFIDENCE)}
+    return {**stacked, TARGET: [sample[TARGET] for sample in samples]}
+
+
 def _has_infill(batch: Any) -> bool:
+    """Whether this is a batch of ours: collated, or a list of samples for a collate function of the user's."""
+    if isinstance(batch, list):
+        return bool(batch) and all(isinstance(sample, dict) and _has_infill(sample) for sample in batch)
     return isinstance(batch, dict) and INFILL in batch and IMAGE in batch
 
 
 def rebuild_loader(
-    loader: DataLoader[Any], dataset: Any, sampler: Any = None, kind: type[DataLoader[Any]] = DataLoader
+    loader: DataLoader[Any],
+    dataset: Any,
+    sampler: Any = None,
+    kind: type[DataLoader[Any]] = DataLoader,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
     """A loader with the settings of ``loader`` over another dataset: of the same length, or with a sampler for it.
+
+    Args:
+        loader: whose settings are taken over.
+        dataset: map-style.
+        sampler: of ``dataset``; None: the loader's own.
+        kind: class of the new loader.
+        collate: in place of a collate function of the user's own; None keeps that. The default one stays.
 
     Example:
         >>> loader = rebuild_loader(DataLoader([1, 2, 3], batch_size=2, drop_last=True), ["a", "b", "c"])
@@ -312,5 +372,5 @@ def rebuild_loader(
         sampler = loader.sampler if sampler is None else sampler
         settings |= {"batch_size": loader.batch_size, "sampler": sampler, "drop_last": loader.drop_last}
     if loader.collate_fn not in (default_collate, default_convert):
-        settings["collate_fn"] = loader.collate_fn
+        settings["collate_fn"] = loader.collate_fn if collate is None else collate
     return kind(dataset, **settings)
