@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from dataclasses import dataclass
 
 import pytest
 from tests_support import launch_ranks
@@ -47,6 +48,29 @@ def test_an_interval_can_be_held():
     assert controller.hold("Not yet").reason == "Not yet: hold."
     assert controller.state.strength == 0.4
     assert controller.rule.intervals == 0
+
+
+@dataclass
+class Reading:
+    metric: float
+    learned: bool
+    reference: float = 0.8
+    clean: float = 0.8
+    chance: float = 0.5
+    counts: None = None
+
+
+def test_a_reading_is_followed_once_the_model_has_learned_and_ever_after():
+    controller = ThresholdController(ThresholdState(0.4), ProportionalLaw(0.9, warmup=0))
+    assert (
+        controller.follow(Reading(0.8, learned=False)).reason == "Accuracy 0.800 is not above chance, 0.500, yet: hold."
+    )
+    assert controller.follow(Reading(0.8, learned=True)).strength > 0.4
+    resumed = ThresholdController(ThresholdState(0.4), ProportionalLaw(0.9, warmup=0))
+    resumed.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    assert resumed.follow(Reading(0.1, learned=False)).strength < controller.state.strength
+    scheduled = ThresholdController(ThresholdState(), ConstantLaw(0.7))
+    assert scheduled.follow(Reading(0.1, learned=False)).strength == 0.7
 
 
 @pytest.mark.parametrize("stop", [0, 3, 11])

@@ -45,6 +45,14 @@ def test_the_python_and_the_yaml_of_the_variation_page_run():
     assert variation(infill, mask).shape == infill.shape
 
 
+def test_the_python_of_the_feedback_page_runs():
+    page, names = ROOT / "docs" / "feedback.md", {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    assert names["decision"].threshold == names["state"].threshold
+    assert names["logits"].shape == (2, 3)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_and_picture_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):

@@ -1,18 +1,15 @@
 import copy
 import io
-import os
 import pickle
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests_support import run_recipe as launch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -421,15 +418,6 @@ def test_the_mask_of_a_step_is_what_it_takes():
     loss = KeepTokens(model, 0.25)(augmented["image"], augmented["mask"]).square().sum()
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def launch(recipe, *arguments, folder):
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(root / "recipes" / recipe), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow

@@ -1,10 +1,7 @@
 import ast
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -18,6 +15,8 @@ pytest.importorskip("lightning")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
+from tests_support import run_recipe as launch
+
 from infill_aug import TaskDescriptor, load_backend
 from infill_aug.confidence import ConfidenceEstimator, EstimatorConfidence, source_from_profile
 from infill_aug.profile import TaskProfile
@@ -26,26 +25,6 @@ from infill_aug.variation.operation import GROUPS, list_operations
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 TINY = ("data.size=32", "data.limit=24", "backend=push_pull", "infills.progress=false")
-
-
-def launch(recipe, *arguments, folder, code=0, prelude=""):
-    """Run a recipe as its users do, in a folder of its own; ``prelude`` is executed before it."""
-    path = str(ROOT / "recipes" / recipe)
-    start = [path]
-    if prelude:
-        start = [
-            "-c",
-            f"{prelude}\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path({path!r}, run_name='__main__')",
-        ]
-    # One thread each: the pictures are tiny, and threads that wait for each other cost more than they compute.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("PYTHONWARNINGS", None)
-    done = subprocess.run(
-        [sys.executable, *start, *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
 
 
 def metrics(folder):

@@ -1,9 +1,5 @@
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests_support import picture
+from tests_support import run_recipe as launch
 from torch.utils.data import DataLoader, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -20,7 +17,6 @@ from infill_aug.batch import InfillAugment
 from infill_aug.cache.build import build_cache
 from infill_aug.datasets import InfillDataset
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 RED, BLUE = torch.tensor([255, 0, 0], dtype=torch.uint8), torch.tensor([0, 0, 255], dtype=torch.uint8)
 PICTURES = ("image", "infill", "confidence")
 
@@ -195,22 +191,6 @@ def test_pictures_of_several_sizes_come_as_lists_and_masks_of_one_size_as_a_batc
 
 
 # --- the recipes ---
-
-
-def launch(recipe, *arguments, folder, code=0, prelude=""):
-    """Run a recipe in a folder of its own; ``prelude`` is executed before it."""
-    path = str(RECIPES / recipe)
-    start = [
-        "-c",
-        f"{prelude}\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path({path!r}, run_name='__main__')",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *start, *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
 
 
 def epochs(output, score):

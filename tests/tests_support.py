@@ -25,6 +25,26 @@ def launch_ranks(text: str, folder: Path) -> None:
     assert launch(text, folder) == 0
 
 
+def run_recipe(recipe: str, *arguments: str, folder: Path, code: int = 0, prelude: str = "") -> str:
+    """Run a recipe as its users do, in a folder of its own; ``prelude`` is executed before it."""
+    path = str(Path(__file__).parents[1] / "recipes" / recipe)
+    start = [path]
+    if prelude:
+        start = [
+            "-c",
+            f"{prelude}\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path({path!r}, run_name='__main__')",
+        ]
+    # One thread each: the pictures are tiny, and threads that wait for each other cost more than they compute.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTHONWARNINGS", None)
+    done = subprocess.run(
+        [sys.executable, *start, *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
 def picture(seed: int, height: int = 24, width: int = 24) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 

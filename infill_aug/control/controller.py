@@ -44,6 +44,7 @@ class ThresholdController:
         self.state = state
         self.rule: Law | PerClassLaw = ProportionalLaw() if rule is None else rule
         self.check_finite = check_finite
+        self.decided = False
         self.last: Decision | None = None
         self.seen: tuple[Any, Any] = (None, None)
 
@@ -66,9 +67,21 @@ class ThresholdController:
                 if self.check_finite:
                     raise ValueError(f"{name} is {value}: find out why, or pass check_finite=False to sit it out")
                 return self._apply(Decision(self.rule.strength, f"{name} is {value}: hold.", math.nan, changed=False))
+        self.decided = True
         if isinstance(self.rule, PerClassLaw):
             return self._apply(self.rule.observe(metric, reference, counts))
         return self._apply(self.rule.observe(metric, reference))
+
+    def follow(self, reading: Any) -> Decision:
+        """Take in what a ``ControlProbe`` measured, and move the threshold; hold until the model is above chance.
+
+        Args:
+            reading: ``infill_aug.probe.Reading``.
+        """
+        # Only before the first decision: a model that falls back to chance later on has collapsed.
+        if not (reading.learned or self.decided or getattr(self.rule, "open_loop", False)):
+            return self.hold(f"Accuracy {reading.clean:.3f} is not above chance, {reading.chance:.3f}, yet")
+        return self.observe(reading.metric, reading.reference, reading.counts)
 
     def hold(self, reason: str) -> Decision:
         """Leave the threshold where it is for an interval, for a reason that is kept; the law sees nothing of it."""
@@ -82,11 +95,12 @@ class ThresholdController:
 
     def state_dict(self) -> dict[str, Any]:
         """Law and threshold, as plain numbers and strings."""
-        return {"rule": self.rule.state_dict(), "state": self.state.state_dict()}
+        return {"rule": self.rule.state_dict(), "state": self.state.state_dict(), "decided": self.decided}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken, with the threshold of then."""
         self.rule.load_state_dict(state_dict["rule"])
+        self.decided = state_dict["decided"]
         self.state.load_state_dict(state_dict["state"])
 
     def _apply(self, decision: Decision) -> Decision:

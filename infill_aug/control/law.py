@@ -86,7 +86,12 @@ class FeedbackLaw:
     Args:
         mode: ``"max"`` where a higher metric is better, ``"min"`` where a lower is.
         smoothing: share of the past in moving averages, 0..0.99; 0 smooths nothing.
+
+    Attributes:
+        open_loop: whether the law goes its way whatever the performance.
     """
+
+    open_loop: ClassVar[bool] = False
 
     _memory: ClassVar[tuple[str, ...]] = ("strength", "intervals", "smooth_yardstick", "best", "reason")
 

@@ -40,6 +40,8 @@ class ScheduleLaw(FeedbackLaw):
         [0.2, 0.4, 0.6, 0.8, 0.8]
     """
 
+    open_loop = True
+
     def __init__(
         self,
         end: float,
@@ -83,6 +85,8 @@ class ConstantLaw(FeedbackLaw):
         >>> ConstantLaw(0.3).observe(0.8).strength
         0.3
     """
+
+    open_loop = True
 
     def __init__(self, constant: float, *, mode: Direction = "max") -> None:
         super().__init__(mode)

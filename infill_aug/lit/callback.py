@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +20,7 @@ from infill_aug.control.per_class import PerClassLaw
 from infill_aug.control.proportional import ProportionalLaw
 from infill_aug.lit.loggers import log_text
 from infill_aug.lit.randomness import random_state, set_random_state
-from infill_aug.probe import ControlProbe, Reading, Score, Signal
+from infill_aug.probe import ControlProbe, Score, Signal
 from infill_aug.threshold import ThresholdState
 
 _SIGNALS = {f"infill/{signal}": signal for signal in get_args(Signal)}
@@ -172,27 +172,19 @@ class AdaptiveThreshold(Callback):
         if self._probe is not None:
             with trainer.precision_plugin.forward_context():
                 reading = self._probe(pl_module)
-            decision = self._decide(reading)
+            decision = self._observe(self.controller.follow, reading)
             seen = {"metric": reading.metric, "reference": reading.reference, "clean": reading.clean}
         else:
             values = self._logged(trainer)
             if values is None:
                 return
-            decision = self._observe(*values)
+            decision = self._observe(self.controller.observe, *values)
             seen = dict(zip(("metric", "reference"), self.controller.seen, strict=True))
         self._record(trainer, seen, decision)
 
-    def _decide(self, reading: Reading) -> Decision:
-        assert self.controller is not None
-        # Only before the first decision: a model that falls back to chance later on has collapsed.
-        if not reading.learned and not any(math.isfinite(entry["retention"]) for entry in self.history):
-            return self.controller.hold(f"Accuracy {reading.clean:.3f} is not above chance, {reading.chance:.3f}, yet")
-        return self._observe(reading.metric, reading.reference, reading.counts)
-
-    def _observe(self, *seen: Any) -> Decision:
-        assert self.controller is not None
+    def _observe(self, call: Callable[..., Decision], *seen: Any) -> Decision:
         try:
-            return self.controller.observe(*seen)
+            return call(*seen)
         except ValueError as error:
             raise ValueError(f"{self.monitor}: {error}") from error
 
