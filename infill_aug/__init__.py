@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from infill_aug.descriptor import TaskDescriptor as TaskDescriptor
     from infill_aug.dynamic_mask import DynamicMask as DynamicMask
     from infill_aug.dynamic_mask import generate_dynamic_mask as generate_dynamic_mask
+    from infill_aug.huggingface.callback import ThresholdCallback as ThresholdCallback
+    from infill_aug.huggingface.collator import InfillCollator as InfillCollator
     from infill_aug.infill import list_backends as list_backends
     from infill_aug.infill import load_backend as load_backend
     from infill_aug.infill.backend import BackendUnavailableError as BackendUnavailableError
@@ -84,6 +86,7 @@ _CONTENTS = {
     "ImageLogger": "lit.image_logger",
     "InfillAugment": "batch",
     "InfillBackend": "infill.backend",
+    "InfillCollator": "huggingface.collator",
     "InfillDataModule": "lit.datamodule",
     "InfillDataset": "datasets",
     "InfillError": "infill.backend",
@@ -108,6 +111,7 @@ _CONTENTS = {
     "SignLaw": "control.sign",
     "TaskDescriptor": "descriptor",
     "TaskProfile": "profile",
+    "ThresholdCallback": "huggingface.callback",
     "ThresholdController": "control.controller",
     "ThresholdState": "threshold",
     "Variation": "variation",

@@ -197,6 +197,14 @@ def test_a_metric_that_is_still_nothing_masks_no_more(reference):
     assert law.observe(0.3, reference and 0.3).changed
 
 
+def test_a_step_against_the_side_of_the_target_says_why():
+    law = ProportionalLaw(0.9, warmup=0, smoothing=0)
+    law.strength = 0.5
+    reasons = [law.observe(metric, 1.0).reason for metric in (1.0, 0.92, 0.5, 0.85)]
+    assert "0.920 is above the target 0.900, but falling: reveal more" in reasons[1]
+    assert "0.850 is below the target 0.900, but rising: mask more" in reasons[3]
+
+
 def test_slew_and_smoothing_are_the_users():
     quick = ProportionalLaw(0.5, warmup=0, smoothing=0, slew=(1.0, 0.2))
     assert quick.observe(1.0, 1.0).strength == pytest.approx(0.2)

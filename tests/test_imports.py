@@ -24,7 +24,7 @@ ORDER = [
     ["cache"],
     ["variation"],
     ["process", "datasets", "transforms", "batch", "prefetch", "probe", "keep_tokens"],
-    ["lit"],
+    ["lit", "huggingface"],
     ["config", "demo"],
     ["cli", "cli_profiles"],
 ]

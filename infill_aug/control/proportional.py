@@ -111,7 +111,8 @@ class ProportionalLaw(FeedbackLaw):
             step = min(step, -CRASH_STEP * self.strength)
         self.streak = self.streak + 1 if pull > 0 else 0
         self.pull = pull
-        why = f"Retention {self.smooth_retention:.3f} is {side_of(pull)} the target {self.target:.3f}"
+        trend = (", but falling" if step < 0 else ", but rising") if step * pull < 0 else ""
+        why = f"Retention {self.smooth_retention:.3f} is {side_of(pull)} the target {self.target:.3f}{trend}"
         if self.intervals <= self.warmup:
             why, step = f"Warm-up interval {self.intervals} of {self.warmup}", 0.0
         elif unlearned and step > 0:

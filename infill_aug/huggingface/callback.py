@@ -9,7 +9,6 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from infill_aug.control.controller import ThresholdController
-from infill_aug.control.law import Decision
 from infill_aug.probe import ControlProbe
 
 _KEPT = "infill_threshold"  # among the callbacks' states in trainer_state.json
@@ -82,7 +81,7 @@ class ThresholdCallback(TrainerCallback):
         if not self._training or self._decided:
             return
         if isinstance(self.monitor, ControlProbe):
-            decision = self._measured(self.monitor, model, state)
+            decision = self.controller.follow(self.monitor(model))
         else:
             self._metrics |= metrics
             if not set(self._names()) <= set(self._metrics):
@@ -119,10 +118,3 @@ class ThresholdCallback(TrainerCallback):
 
     def _names(self) -> list[str]:
         return [str(name) for name in (self.monitor, self.reference) if name is not None]
-
-    def _measured(self, probe: ControlProbe, model: Any, state: Any) -> Decision:
-        reading = probe(model)
-        # Only before the first decision: a model that falls back to chance later on has collapsed.
-        if not reading.learned and not any("infill_retention" in entry for entry in state.log_history):
-            return self.controller.hold(f"Accuracy {reading.clean:.3f} is not above chance, {reading.chance:.3f}, yet")
-        return self.controller.observe(reading.metric, reading.reference, reading.counts)
