@@ -69,7 +69,7 @@ class ProportionalLawConfig:
     """``ProportionalLaw``: how a metric moves the threshold."""
 
     _target_: str = "infill_aug.ProportionalLaw"
-    target: float = 0.9
+    target: float = 0.8
     mode: str = "max"
     dead_band: float = 0.01
     samples: int | None = None
@@ -86,7 +86,7 @@ class SignLawConfig:
     """``SignLaw``: a fixed step towards the target."""
 
     _target_: str = "infill_aug.SignLaw"
-    target: float = 0.9
+    target: float = 0.8
     step: float = 0.01
     mode: str = "max"
     bounds: tuple[float, float] = (0.0, 0.95)
@@ -129,7 +129,7 @@ class AdaptiveThresholdConfig:
     _target_: str = "infill_aug.AdaptiveThreshold"
     monitor: str = "infill/retention"
     mode: str = "max"
-    target: float = 0.9
+    target: float = 0.8
     reference: str | None = None
     min_delta: float = 0.01
     patience: int = 0

@@ -123,7 +123,7 @@ def test_a_partial_config_becomes_a_callable():
 def test_several_configs_become_several_objects_and_nothing_stays_nothing():
     laws = instantiate({"first": {"_target_": "infill_aug.ProportionalLaw", "target": 0.8}})
     assert laws["first"].target == 0.8
-    assert [law.target for law in instantiate([{"_target_": "infill_aug.ProportionalLaw"}])] == [0.9]
+    assert [law.target for law in instantiate([{"_target_": "infill_aug.ProportionalLaw"}])] == [0.8]
     assert instantiate(None) is None
     assert instantiate({}) == {}
 

@@ -119,12 +119,12 @@ def test_warm_up_holds_and_says_so():
     decisions = [law.observe(0.9, 0.9) for _ in range(3)]
     assert [decision.changed for decision in decisions] == [False, False, True]
     assert decisions[1].reason == "Warm-up interval 2 of 2: hold, strength 0.000."
-    assert "above the target 0.900: mask more" in decisions[2].reason
+    assert "above the target 0.800: mask more" in decisions[2].reason
 
 
 def test_an_error_within_the_noise_of_the_samples_changes_nothing():
     assert ProportionalLaw(samples=100_000).dead_band == 0.01
-    law = ProportionalLaw(samples=100, warmup=0)
+    law = ProportionalLaw(0.9, samples=100, warmup=0)
     assert law.dead_band == pytest.approx(0.031, abs=0.001)
     law.strength = 0.5
     assert not law.observe(0.92, 1.0).changed

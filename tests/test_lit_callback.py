@@ -360,7 +360,7 @@ def test_by_default_it_follows_retention_on_the_control_split(store):
     assert [entry["metric"] for entry in callback.history] == [1.0] * 4  # it reads what is kept
     assert thresholds(callback) == sorted(set(thresholds(callback)))
     assert len(learner.samples) == 4 * 4  # 16 pictures are left of 24
-    assert "holds a retention of 0.900" in callback.controller.explain()
+    assert "holds a retention of 0.800" in callback.controller.explain()
     assert data.control_size == 8
 
 

@@ -55,7 +55,7 @@ class ProportionalLaw(FeedbackLaw):
 
     def __init__(
         self,
-        target: float = 0.9,
+        target: float = 0.8,
         *,
         mode: Direction = "max",
         dead_band: float = 0.01,
@@ -68,7 +68,7 @@ class ProportionalLaw(FeedbackLaw):
         slew: tuple[float, float] = (0.08, 0.05),
     ) -> None:
         super().__init__(mode, smoothing)
-        self.target = check_within("target", target, 0.0, 1.0, "0.9 holds 90 % of the reference")
+        self.target = check_within("target", target, 0.0, 1.0, "0.8 holds 80 % of the reference")
         self.dead_band = check_within("dead_band", dead_band, 0.0, 1.0, "0.01 is the default")
         if samples is not None:
             independent = check_within("samples", samples, 1, math.inf, "leave it out where the number is unknown")
@@ -117,7 +117,7 @@ class ProportionalLaw(FeedbackLaw):
             why, step = f"Warm-up interval {self.intervals} of {self.warmup}", 0.0
         elif unlearned and step > 0:
             why, step = "Nothing is learned yet", 0.0
-        elif step > 0 and self.streak <= self.patience:
+        elif step > 0 and self.patience and self.streak <= self.patience:
             why, step = f"{why}, for {self.streak} of more than {self.patience} intervals", 0.0
         elif pull:
             self._learn_trust(1 if pull > 0 else -1)

@@ -30,14 +30,14 @@ class SignLaw(FeedbackLaw):
 
     def __init__(
         self,
-        target: float = 0.9,
+        target: float = 0.8,
         step: float = 0.01,
         *,
         mode: Direction = "max",
         bounds: tuple[float, float] = (0.0, 0.95),
     ) -> None:
         super().__init__(mode)
-        self.target = check_within("target", target, 0.0, 1.0, "0.9 holds 90 % of the reference")
+        self.target = check_within("target", target, 0.0, 1.0, "0.8 holds 80 % of the reference")
         self.step = check_within("step", step, 0.0, 1.0, "0.01 is the default")
         self.bounds = check_interval("bounds", bounds)
 

@@ -87,7 +87,7 @@ class AdaptiveThreshold(Callback):
         monitor: str = "infill/retention",
         *,
         mode: Direction = "max",
-        target: float = 0.9,
+        target: float = 0.8,
         reference: str | None = None,
         min_delta: float = 0.01,
         patience: int = 0,
