@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from infill_aug.cache.reader import InfillReader
 from infill_aug.cache.store import InfillStore
 from infill_aug.confidence.sources import protect_labelled
-from infill_aug.samples import split_sample
+from infill_aug.samples import SampleTargets, label_of, split_sample
 from infill_aug.threshold import ThresholdState
 from infill_aug.types import CONFIDENCE, IMAGE, INFILL, TARGET, ConfidenceMap
 
@@ -114,3 +114,26 @@ class InfillDataset(Dataset[dict[str, Any]]):
 
 def _unchanged(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
+
+
+def stack_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of ``InfillDataset`` samples of one size, whose targets need not fit together.
+
+    Args:
+        samples: at least one.
+
+    Returns:
+        ``image, infill, confidence`` stacked; ``target``: ``(B,)`` int64 where each is a label, else ``SampleTargets``.
+
+    Example:
+        >>> sample = {"image": torch.zeros(3, 2, 2), "infill": torch.zeros(3, 2, 2), "confidence": torch.zeros(1, 2, 2)}
+        >>> stack_samples([{**sample, "target": 3}, {**sample, "target": 1}])["target"]
+        tensor([3, 1])
+    """
+    batch: dict[str, Any] = {
+        key: torch.stack([sample[key] for sample in samples]) for key in (IMAGE, INFILL, CONFIDENCE)
+    }
+    targets = [sample[TARGET] for sample in samples]
+    labels = [label_of(target) for target in targets]
+    whole = all(isinstance(label, int) for label in labels)
+    return {**batch, TARGET: torch.tensor(labels) if whole else SampleTargets(targets)}

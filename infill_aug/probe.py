@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from infill_aug.batch import InfillAugment
 from infill_aug.samples import label_of_batch
@@ -30,7 +31,7 @@ class Reading:
         counts: how many pictures of each class; ``None`` where the threshold does not tell classes apart.
         samples: how many pictures.
         clean: mean score on the pictures as they are, over all classes.
-        chance: accuracy of always naming the most frequent class; 0 where the score is no accuracy.
+        chance: accuracy of always naming the most frequent class; ``None`` where the score is no accuracy.
     """
 
     metric: Any
@@ -38,14 +39,17 @@ class Reading:
     counts: list[int] | None
     samples: int
     clean: float
-    chance: float
+    chance: float | None
 
     @property
     def learned(self) -> bool:
         """Whether the model does better than chance, by more than three standard errors, or has come half of the way.
 
-        Before that, what is left of its accuracy says nothing: chance retains chance under any mask.
+        Before that, what is left of its accuracy says nothing: chance retains chance under any mask. A score that is no
+        accuracy knows no chance, and counts as learned.
         """
+        if self.chance is None or not math.isfinite(self.clean):
+            return True
         noise = 3 * math.sqrt(self.chance * (1 - self.chance) / max(1, self.samples))
         return self.clean > self.chance + min(noise, (1 - self.chance) / 2)
 
@@ -62,7 +66,7 @@ class ControlProbe:
         * pictures that the model does not train on, never the test set: the metric steers the training
         * the batches are read once and kept, 7 bytes a pixel; each call masks and varies them with the same draws, so
           that two calls differ by the model and the threshold alone
-        * no gradient, ``eval`` mode; both, and the random streams of torch, are as they were afterwards
+        * no gradient, ``eval`` mode; both, and the random streams of CPU and GPU, are as they were afterwards
         * where ``torch.distributed`` runs, each rank measures its batches, and all get the sums: call it on every rank
 
     Args:
@@ -98,15 +102,20 @@ class ControlProbe:
         self.batches, self.augment, self.signal = batches, augment, signal
         self.score = score or (_certainty if signal == "confidence" else _hits)
         self._read: list[Mapping[str, Any]] | None = None
-        self._chance = 0.0
+        self._chance: float | None = None
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> Reading:
         """Measure ``model``, which maps normalised images to what ``score`` takes."""
         like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
         modes = [(module, module.training) for module in model.modules()]
-        with torch.random.fork_rng([like.device] if like.device.type == "cuda" else []):
-            torch.manual_seed(0)
+        gpus = [like.device] if like.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus):
+            # Not torch.manual_seed, which would seed streams that are not brought back.
+            torch.default_generator.manual_seed(0)
+            for gpu in gpus:
+                with torch.cuda.device(gpu):
+                    torch.cuda.manual_seed(0)
             batches = self._load()
             model.eval()
             try:
@@ -150,7 +159,7 @@ class ControlProbe:
     def _sums(self, model: nn.Module, like: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """``(C, 3)``: summed scores of what the signal looks at and of the clean pictures, and their count."""
         image, infill, confidence = (batch[key].to(like.device) for key in (IMAGE, INFILL, CONFIDENCE))
-        target = batch[TARGET].to(like.device) if isinstance(batch[TARGET], Tensor) else batch[TARGET]
+        target = tree_map_only(Tensor, lambda part: part.to(like.device), batch[TARGET])
         augment = self.augment.to(like.device)
         if self.signal == "swapped":
             seen = _swapped(augment, image, infill, confidence, label_of_batch(target))

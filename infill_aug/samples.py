@@ -215,6 +215,10 @@ def spread(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
+class SampleTargets(list[Any]):
+    """Targets of a batch, sample by sample, where nothing could put them together."""
+
+
 def label_of_batch(target: Any) -> Tensor | None:
     """The class labels in a collated target, ``(B,)`` integers, where they can be told; else ``None``.
 
@@ -227,4 +231,6 @@ def label_of_batch(target: Any) -> Tensor | None:
         return target if target.ndim == 1 and not target.is_floating_point() else None
     if isinstance(target, Mapping):
         return next((label_of_batch(target[key]) for key in _LABEL_KEYS if key in target), None)
-    return label_of_batch(target[0]) if isinstance(target, tuple | list) and target else None
+    if isinstance(target, SampleTargets) or not isinstance(target, tuple | list) or not target:
+        return None
+    return label_of_batch(target[0])

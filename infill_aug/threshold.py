@@ -86,6 +86,7 @@ class ThresholdState:
         self.bounds = check_interval("bounds", bounds)
         self.classes = int(check_within("classes", classes, 0, math.inf, "leave it out for one threshold for all"))
         self._shared = torch.zeros(1 + self.classes, dtype=torch.float64).share_memory_()
+        self._table: tuple[tuple[float, ...], torch.Tensor] | None = None
         self.set(check_within("strength", strength, 0.0, 1.0, "for a threshold use ThresholdState.from_threshold"))
 
     @classmethod
@@ -148,8 +149,12 @@ class ThresholdState:
                 f"thresholds of classes need (B,) integer labels and a state with classes, got {tuple(labels.shape)} "
                 f"{labels.dtype} and {self.classes} classes; ThresholdState(classes=...) has them"
             )
-        table = [self._threshold_at(clip(self.strength + offset, 0.0, 1.0)) for offset in self.offsets]
-        return torch.tensor(table, device=labels.device)[labels]
+        numbers = (self.strength, *self.offsets)
+        if self._table is None or self._table[0] != numbers or self._table[1].device != labels.device:
+            # Kept, since bringing it to a GPU waits for it.
+            table = [self._threshold_at(clip(numbers[0] + offset, 0.0, 1.0)) for offset in numbers[1:]]
+            self._table = numbers, torch.tensor(table, device=labels.device)
+        return self._table[1][labels]
 
     def set(self, strength: float, offsets: Sequence[float] | None = None) -> None:
         """Set the strength for every process that shares this state, moved into the bounds where it lies outside them.
@@ -187,6 +192,9 @@ class ThresholdState:
         if saved != own:
             raise ValueError(f"saved with (mode, keep_min) {saved}, this state has {own}; build it with the saved ones")
         self.set(state_dict["strength"], state_dict.get("offsets"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)

@@ -3,8 +3,8 @@
     python recipes/simulate_feedback.py
     python recipes/simulate_feedback.py --seeds 40 --target 0.8
 
-A simulated training's accuracy on masked pictures falls with the strength, is measured with the noise of 200 pictures,
-and answers late, drifts, or falls off a cliff, as infill_aug/control/plant.py says.
+A simulated training's accuracy on masked pictures falls with the strength, is measured with the noise of 100 to 400
+pictures, and answers late, drifts, or falls off a cliff, as infill_aug/control/plant.py says.
 """
 
 import argparse

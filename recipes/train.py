@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> float:
         module = infill_module(cfg, data, state)
     else:
         module = plain_module(cfg, data)
-    callbacks = list(instantiate(cfg.callbacks).values())
+    callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
     adaptive = [callback for callback in callbacks if isinstance(callback, AdaptiveThreshold)]
     if state is None:  # plain training has nothing to move
         callbacks = [callback for callback in callbacks if callback not in adaptive]

@@ -3,13 +3,26 @@ import math
 import random
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 from tests_support import launch_ranks
 
 from infill_aug.control.controller import ThresholdController
+from infill_aug.control.per_class import PerClassLaw
 from infill_aug.control.proportional import ProportionalLaw
 from infill_aug.control.schedule import ConstantLaw
 from infill_aug.threshold import ThresholdState
+
+
+@dataclass
+class Reading:
+    metric: float | list
+    learned: bool
+    reference: float | list = 0.8
+    clean: float = 0.8
+    chance: float = 0.5
+    counts: list | None = None
 
 
 def test_the_state_goes_where_the_law_says_and_the_decision_has_its_threshold():
@@ -43,21 +56,41 @@ def test_a_metric_that_is_not_finite_is_an_error_or_sat_out():
     assert patient.rule.intervals == 0
 
 
+def test_numbers_of_torch_and_numpy_are_numbers_and_lists_are_checked_one_by_one():
+    values = [0.8, torch.tensor(0.8, dtype=torch.float64), np.float64(0.8), torch.tensor([0.8], dtype=torch.float64)[0]]
+    decisions = [ThresholdController(ThresholdState(), ProportionalLaw(warmup=0)).observe(value) for value in values]
+    assert decisions == [decisions[0]] * 4
+    apart = ThresholdController(ThresholdState(0.3, classes=2), PerClassLaw(ConstantLaw(0.3), 2), check_finite=False)
+    assert apart.observe(torch.tensor([0.5, math.nan]), [1.0, 1.0], [9, 9]).reason.endswith("nan]: hold.")
+    assert apart.observe(torch.tensor([0.5, 0.7]), [1.0, 1.0], [9, 9]).offsets[0] < 0
+
+
+def test_a_decision_says_what_came_of_it_where_a_bound_stopped_the_law():
+    state = ThresholdState(bounds=(0.0, 0.5))
+    controller = ThresholdController(state, ConstantLaw(0.9))
+    first, second = controller.observe(0.8), controller.observe(0.8)
+    assert first.strength == second.strength == state.strength < 0.9
+    assert (first.changed, second.changed) == (True, False)
+
+
+def test_a_checkpoint_of_another_law_is_refused_by_name():
+    saved = ThresholdController(ThresholdState(), ConstantLaw(0.5)).state_dict()
+    with pytest.raises(ValueError, match="saved with ConstantLaw, and this is ProportionalLaw; use the saved law"):
+        ThresholdController(ThresholdState()).load_state_dict(saved)
+
+
+def test_a_law_for_all_follows_the_mean_of_the_classes():
+    reading = Reading([1.0, 0.0], True, [1.0, 1.0], counts=[30, 10])
+    controller = ThresholdController(ThresholdState(classes=2), ConstantLaw(0.5))
+    controller.follow(reading)
+    assert controller.seen == (0.75, 1.0)
+
+
 def test_an_interval_can_be_held():
     controller = ThresholdController(ThresholdState(0.4), ConstantLaw(0.9))
     assert controller.hold("Not yet").reason == "Not yet: hold."
     assert controller.state.strength == 0.4
     assert controller.rule.intervals == 0
-
-
-@dataclass
-class Reading:
-    metric: float
-    learned: bool
-    reference: float = 0.8
-    clean: float = 0.8
-    chance: float = 0.5
-    counts: None = None
 
 
 def test_a_reading_is_followed_once_the_model_has_learned_and_ever_after():

@@ -215,7 +215,7 @@ def test_threshold_strength_and_retention_reach_the_logger(tmp_path):
         rows = [row for row in csv.DictReader(file) if row["infill/threshold"]]
     assert [float(row["infill/threshold"]) for row in rows] == pytest.approx([0.0, *thresholds(callback)[:2]])
     assert [float(row["infill/strength"]) > 0 for row in rows] == [False, True, True]
-    assert [row["infill/retention"] for row in rows] == ["", "1.0", "1.0"]
+    assert [row["infill/retention"] for row in rows] == ["1.0"] * 3
 
 
 def test_two_validations_an_epoch_are_two_decisions():
@@ -418,11 +418,11 @@ def test_classes_have_their_thresholds_where_the_state_tells_them_apart(store):
 
 
 def test_without_a_control_split_or_with_a_wrong_name_it_says_what_to_do(store):
-    with pytest.raises(MisconfigurationException, match=r"control split: InfillDataModule\(control_split=256\)"):
+    with pytest.raises(MisconfigurationException, match=r"control split.* InfillDataModule\(control_split=256\) holds"):
         steered(store, AdaptiveThreshold(), epochs=1, control=0)
     module = Planted(val_acc=[0.8])
     module.augment = Holder(ThresholdState())
-    with pytest.raises(MisconfigurationException, match=r"on a control split: .*monitor=\"val_acc\""):
+    with pytest.raises(MisconfigurationException, match=r"on a control split, .*monitor=\"val_acc\""):
         trained(module, AdaptiveThreshold())
     with pytest.raises(MisconfigurationException, match=r"measures \['infill/retention', .* got 'infill/loss'"):
         AdaptiveThreshold("infill/loss")
@@ -444,6 +444,51 @@ def test_the_reason_reaches_tensorboard(store, tmp_path):
     assert {"infill/threshold", "infill/masked_share", "infill/control", "infill/control_clean"} <= set(
         events.Tags()["scalars"]
     )
+
+
+def test_a_validation_or_test_with_a_checkpoint_leaves_threshold_and_history_alone(store, tmp_path):
+    callback, keep = (
+        AdaptiveThreshold(rule=ProportionalLaw(warmup=0)),
+        ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1),
+    )
+    learner, data, fitted = steered(store, callback, keep, epochs=3, enable_checkpointing=True)
+    reached = data.augment.threshold_state.threshold
+    fitted.validate(learner, datamodule=data, ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert data.augment.threshold_state.threshold == reached
+    assert len(callback.history) == 3
+
+
+def test_a_training_without_validation_and_a_module_without_forward_are_refused(store):
+    with pytest.raises(MisconfigurationException, match="decides after validations, and there are none"):
+        steered(store, AdaptiveThreshold(), limit_val_batches=0)
+
+    class NoForward(Planted):
+        pass
+
+    module = NoForward(val_acc=[0.8])
+    module.augment = InfillAugment(ThresholdState())
+    module.control_dataloader = lambda: []
+    with pytest.raises(MisconfigurationException, match="give your module a `forward`"):
+        trained(module, AdaptiveThreshold())
+
+
+def test_a_threshold_for_each_class_needs_a_metric_for_each(store):
+    with pytest.raises(
+        MisconfigurationException, match=r"'val_acc' is one number, and the ThresholdState has 2 classes"
+    ):
+        steered(store, followed(), state=ThresholdState(0.5, classes=2))
+    callback = AdaptiveThreshold("infill/swapped")
+    steered(store, callback, epochs=1, state=ThresholdState(0.5, classes=2))
+    assert isinstance(callback.controller.rule, ProportionalLaw)
+
+
+def test_what_is_measured_is_the_augmentation_whose_threshold_moves(store):
+    state = ThresholdState()
+    learner = Learner()
+    learner.other = InfillAugment(ThresholdState(0.9))
+    callback = AdaptiveThreshold(state=state)
+    steered(store, callback, learner=learner, epochs=1, state=state)
+    assert callback._probe.augment.threshold_state is state
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

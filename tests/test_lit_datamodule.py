@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from tests_support import launch_ranks, picture
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset, TensorDataset, WeightedRandomSampler
 from torchvision.transforms import v2
 
 from infill_aug.batch import InfillAugment
@@ -19,6 +19,7 @@ from infill_aug.lit import datamodule
 from infill_aug.lit.callback import AdaptiveThreshold
 from infill_aug.lit.datamodule import InfillDataModule, rebuild_loader
 from infill_aug.prefetch import prefetch
+from infill_aug.samples import label_of_batch
 from infill_aug.threshold import ThresholdState
 
 # Lightning's own advice and its use of a deprecated torch function; neither is ours to act on.
@@ -395,6 +396,7 @@ TWO_RANKS = """
     from test_lit_datamodule import QUIET, train
     from infill_aug.lit import datamodule
     from infill_aug.prefetch import prefetch
+from infill_aug.samples import label_of_batch
 
     datamodule.prefetch = functools.partial(prefetch, ahead=True)
     store = pathlib.Path(sys.argv[1], "store")
@@ -489,6 +491,12 @@ def test_control_pictures_come_with_their_widest_infill_whatever_the_threshold(s
         (Inner, -1, ValueError, "got -1"),
         (Inner, 0, ValueError, r"no control split; hold pictures out with InfillDataModule\(control_split=256\)"),
         (
+            lambda: Batched(),
+            2,
+            TypeError,
+            "can't be held out of list drawn by list; .* pass them as a dataset",
+        ),
+        (
             lambda: Weighted(),
             2,
             TypeError,
@@ -499,6 +507,11 @@ def test_control_pictures_come_with_their_widest_infill_whatever_the_threshold(s
 def test_a_control_split_that_cannot_be_is_refused(store, inner, control, error, message):
     with pytest.raises(error, match=message):
         InfillDataModule(inner(), InfillAugment(0.7), store, control_split=control).control_dataloader()
+
+
+class Batched(Inner):
+    def train_dataloader(self):
+        return DataLoader(self.samples(), batch_sampler=[[0, 1], [2, 7]])
 
 
 class Weighted(Inner):
@@ -554,13 +567,64 @@ def test_the_users_collate_function_gets_its_samples_with_their_images_augmented
     assert sorted(target["id"] for _, targets in model.train_batches for target in targets) == list(range(8))
 
 
-def test_a_control_split_of_such_targets_has_them_as_a_list(tmp_path):
-    inner = Detection()
+@pytest.mark.parametrize("sizes", [(24,), (24, 32)])
+def test_a_control_split_of_such_targets_comes_picture_by_picture(tmp_path, sizes):
+    inner = Detection(sizes)
     build_cache(inner.samples(), tmp_path / "store", profile="centre_prior", backend="noise", progress=False)
     module = InfillDataModule(inner, InfillAugment(0.7), tmp_path / "store", control_split=3)
-    (batch,) = module.control_dataloader()
-    assert batch["image"].shape == (3, 3, 24, 24)
-    assert all(len(target["boxes"]) == target["id"] % 3 for target in batch["target"])
+    batches = list(module.control_dataloader())
+    assert [len(batch["image"]) for batch in batches] == [1, 1, 1]
+    for batch in batches:
+        (target,) = batch["target"]
+        assert len(target["boxes"]) == target["id"] % 3
+        assert label_of_batch(batch["target"]) is None
+
+
+def test_labels_of_a_control_split_are_labels_whatever_the_collate_function(store):
+    class Own(Inner):
+        def train_dataloader(self):
+            return DataLoader(self.samples(), batch_size=4, shuffle=True, collate_fn=side_by_side)
+
+    module = InfillDataModule(Own(), InfillAugment(0.7), store, control_split=3)
+    assert [int(batch["target"]) for batch in module.control_dataloader()] == [
+        label for batch in module.control_dataloader() for label in batch["target"]
+    ]
+
+
+def test_what_a_collate_function_makes_goes_to_the_device_too(store):
+    class Far(Inner):
+        def train_dataloader(self):
+            def collate(pairs):
+                return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+            return DataLoader(self.samples(), batch_size=4, collate_fn=collate)
+
+        def transfer_batch_to_device(self, batch, device, dataloader_idx):
+            self.calls.append([str(part.device) for part in batch] if isinstance(batch, tuple) else "samples")
+            return batch
+
+    module = InfillDataModule(far := Far(), InfillAugment(0.7), store)
+    module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
+    assert far.calls == [["cpu", "cpu"], "after"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (lambda store: Endless(), "over a map-style dataset .* over Endless"),
+        (lambda store: Subset(InfillDataset([(picture(0), 0)], store), [0]), "Subset of an InfillDataset"),
+    ],
+)
+def test_training_sets_that_cannot_be_wrapped_are_refused(store, dataset, message):
+    inner = Inner()
+    inner.train_dataloader = lambda: DataLoader(dataset(store))
+    with pytest.raises(TypeError, match=message):
+        InfillDataModule(inner, InfillAugment(0.7), store).train_dataloader()
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield picture(0), 0
 
 
 @pytest.mark.parametrize("form", ["pair", "mapping"])

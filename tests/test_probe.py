@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -148,6 +149,18 @@ def test_other_tasks_bring_their_score():
         probe(batches=dense)(OBJECT())
     scored = probe(batches=dense, score=lambda output, target: (target["mask"] == 0).float().mean((1, 2)))
     assert scored(OBJECT()).metric == 1.0
+
+
+def test_scores_that_are_no_accuracy_know_no_chance_and_a_diverged_model_is_not_taken_for_a_beginner():
+    loss = probe(score=lambda output, target: -nn.functional.cross_entropy(output, target, reduction="none"))
+    reading = loss(OBJECT())
+    assert reading.chance is None
+    assert reading.clean < 0
+    assert reading.learned
+    broken = OBJECT()
+    nn.init.constant_(broken.scale, math.nan)
+    assert math.isnan(probe("confidence")(broken).clean)
+    assert probe("confidence")(broken).learned
 
 
 class Output(dict):

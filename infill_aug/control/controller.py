@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from infill_aug.control.law import Decision, Law
-from infill_aug.control.per_class import PerClassLaw
+from infill_aug.control.per_class import PerClassLaw, weighted_mean
 from infill_aug.control.proportional import ProportionalLaw
 from infill_aug.threshold import ThresholdState
 
@@ -52,18 +52,19 @@ class ThresholdController:
         """Take in the metric of one interval, and move the threshold.
 
         Args:
-            metric: performance since the last call: a number, or one for each class where the law is a ``PerClassLaw``.
+            metric: performance since the last call: a number, of torch or numpy too, or one for each class where the
+                law is a ``PerClassLaw``.
             reference: what the law compares it with, of the same kind; or ``None``.
             counts: how many samples of each class, for a ``PerClassLaw``; else ``None``.
 
         Returns:
             The law's decision, with the threshold that it came to.
         """
-        ranks = on_all_ranks((metric, reference, self.state.strength))
+        ranks = on_all_ranks((_plain(metric), _plain(reference), self.state.strength))
         metric, reference = self.seen = (_mean([rank[0] for rank in ranks]), _mean([rank[1] for rank in ranks]))
         self.rule.strength = ranks[0][2]
         for name, value in (("metric", metric), ("reference", reference)):
-            if isinstance(value, float) and not math.isfinite(value):
+            if value is not None and not all(map(math.isfinite, value if isinstance(value, list) else [value])):
                 if self.check_finite:
                     raise ValueError(f"{name} is {value}: find out why, or pass check_finite=False to sit it out")
                 return self._apply(Decision(self.rule.strength, f"{name} is {value}: hold.", math.nan, changed=False))
@@ -81,7 +82,10 @@ class ThresholdController:
         # Only before the first decision: a model that falls back to chance later on has collapsed.
         if not (reading.learned or self.decided or getattr(self.rule, "open_loop", False)):
             return self.hold(f"Accuracy {reading.clean:.3f} is not above chance, {reading.chance:.3f}, yet")
-        return self.observe(reading.metric, reading.reference, reading.counts)
+        metric, reference = reading.metric, reading.reference
+        if reading.counts is not None and not isinstance(self.rule, PerClassLaw):
+            metric, reference = (values and weighted_mean(values, reading.counts) for values in (metric, reference))
+        return self.observe(metric, reference, reading.counts)
 
     def hold(self, reason: str) -> Decision:
         """Leave the threshold where it is for an interval, for a reason that is kept; the law sees nothing of it."""
@@ -95,17 +99,29 @@ class ThresholdController:
 
     def state_dict(self) -> dict[str, Any]:
         """Law and threshold, as plain numbers and strings."""
-        return {"rule": self.rule.state_dict(), "state": self.state.state_dict(), "decided": self.decided}
+        law = {"law": type(self.rule).__name__, "rule": self.rule.state_dict()}
+        return {**law, "state": self.state.state_dict(), "decided": self.decided}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken, with the threshold of then."""
+        """Continue where ``state_dict`` was taken, with the threshold of then.
+
+        Raises:
+            ValueError: it was taken with another law, or the state has another unit.
+        """
+        if state_dict["law"] != type(self.rule).__name__:
+            raise ValueError(
+                f"saved with {state_dict['law']}, and this is {type(self.rule).__name__}; use the saved law"
+            )
         self.rule.load_state_dict(state_dict["rule"])
         self.decided = state_dict["decided"]
         self.state.load_state_dict(state_dict["state"])
 
     def _apply(self, decision: Decision) -> Decision:
+        before = self.state.strength
         self.state.set(decision.strength, decision.offsets or None)
-        self.last = replace(decision, threshold=self.state.threshold)
+        # What came of it, since the state's bounds may have stopped short of it.
+        now, moved = self.state.strength, self.state.strength != before
+        self.last = replace(decision, strength=now, threshold=self.state.threshold, changed=moved)
         return self.last
 
 
@@ -118,10 +134,16 @@ def on_all_ranks(own: Any) -> list[Any]:
     return gathered
 
 
+def _plain(value: Any) -> Any:
+    """A ``float``, or a list of them, of whatever holds one."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return value if value is None else list(map(float, value)) if isinstance(value, list | tuple) else float(value)
+
+
 def _mean(values: list[Any]) -> Any:
     """Mean over ranks of numbers, or of sequences number by number."""
     if values[0] is None:
         return None
-    if isinstance(values[0], int | float):
-        return sum(map(float, values)) / len(values)
+    if isinstance(values[0], float):
+        return sum(values) / len(values)
     return [_mean(list(numbers)) for numbers in zip(*values, strict=True)]

@@ -147,6 +147,10 @@ class FeedbackLaw:
         weight = (1.0 - self.smoothing) / (1.0 - self.smoothing**self.intervals)
         return (1.0 - weight) * past + weight * new
 
+    def _hold(self, why: str, seen: float) -> Decision:
+        self.reason = f"{why}: hold, strength {self.strength:.3f}."
+        return Decision(self.strength, self.reason, seen, changed=False)
+
     def _move(self, strength: float, bounds: tuple[float, float], seen: float, why: str) -> Decision:
         before, self.strength = self.strength, clip(strength, *bounds)
         step = self.strength - before

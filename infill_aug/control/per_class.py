@@ -55,6 +55,11 @@ class PerClassLaw:
     def strength(self, strength: float) -> None:
         self.rule.strength = strength
 
+    @property
+    def open_loop(self) -> bool:
+        """Whether the common law goes its way whatever the performance."""
+        return bool(getattr(self.rule, "open_loop", False))
+
     def observe(
         self, metric: Sequence[float], reference: Sequence[float] | None, counts: Sequence[int] | None = None
     ) -> Decision:
@@ -77,12 +82,12 @@ class PerClassLaw:
         if lengths != {self.classes}:
             raise ValueError(f"metric, reference and counts must have {self.classes} numbers each, got {lengths}")
         weights = [1.0] * self.classes if counts is None else [float(count) for count in counts]
-        decision = self.rule.observe(_mean(metric, weights), _mean(reference, weights))
+        decision = self.rule.observe(weighted_mean(metric, weights), weighted_mean(reference, weights))
         seen = [retention(own, clean, self.mode) for own, clean in zip(metric, reference, strict=True)]
         past = self.smooth_retention or seen
         self.smooth_retention = [(before + now) / 2 for before, now in zip(past, seen, strict=True)]
         if decision.strength > 0:  # where nothing is masked, differences are noise
-            mean = _mean(self.smooth_retention, weights)
+            mean = weighted_mean(self.smooth_retention, weights)
             trust = [1.0 if counts is None else count / (count + SHRINKAGE) for count in weights]
             self.offsets = [
                 clip(offset + INTEGRAL * share * (own - mean), -REACH, REACH)
@@ -107,5 +112,6 @@ class PerClassLaw:
         self.offsets, self.smooth_retention = (list(state_dict[key]) for key in ("offsets", "smooth_retention"))
 
 
-def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Mean of the classes' values, by their numbers of samples."""
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / (sum(weights) or 1.0)

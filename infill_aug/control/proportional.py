@@ -114,8 +114,8 @@ class ProportionalLaw(FeedbackLaw):
         trend = (", but falling" if step < 0 else ", but rising") if step * pull < 0 else ""
         why = f"Retention {self.smooth_retention:.3f} is {side_of(pull)} the target {self.target:.3f}{trend}"
         if self.intervals <= self.warmup:
-            why, step = f"Warm-up interval {self.intervals} of {self.warmup}", 0.0
-        elif unlearned and step > 0:
+            return self._hold(f"Warm-up interval {self.intervals} of {self.warmup}", self.smooth_retention)
+        if unlearned and step > 0:
             why, step = "Nothing is learned yet", 0.0
         elif step > 0 and self.patience and self.streak <= self.patience:
             why, step = f"{why}, for {self.streak} of more than {self.patience} intervals", 0.0

@@ -25,7 +25,7 @@ class ScheduleLaw(FeedbackLaw):
     Args:
         end: strength from the last interval on, 0..1; below ``start`` it reveals more and more.
         intervals: how many lead there, at least 1; a validation is one.
-        start: strength before the first, 0..1.
+        start: strength that it comes from, 0..1; what is in force before the first validation is the state's own.
         shape: ``"linear"``; ``"cosine"``, slow at both ends; or ``"curriculum"``, the root of the time: a learner gains
             competence ever more slowly (Platanios et al., "Competence-based Curriculum Learning for Neural Machine
             Translation", NAACL 2019).

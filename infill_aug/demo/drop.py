@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 class PlantedDrop(pl.Callback):
@@ -32,15 +33,20 @@ class PlantedDrop(pl.Callback):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
         self.epoch, self.layers = epoch, layers
+        self._done = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget, at the epoch."""
-        if trainer.current_epoch == self.epoch and not trainer.sanity_checking:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and trainer.current_epoch == self.epoch and not self._done:
+            self._done = True
             self.forget(pl_module)
 
     def forget(self, model: torch.nn.Module) -> None:
-        """Set the last layers back to random weights, drawn from torch's generator."""
+        """Set the last layers back to random weights, the same on every rank."""
         own = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-        for module in own[-self.layers :]:
-            reset: Any = module.reset_parameters  # every layer of torch with parameters has it
-            reset()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.epoch)
+            for module in own[-self.layers :]:
+                reset: Any = module.reset_parameters  # every layer of torch with parameters has it
+                reset()

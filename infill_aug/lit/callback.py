@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -33,18 +34,21 @@ class AdaptiveThreshold(Callback):
     After every validation a law, ``ProportionalLaw`` as a rule, sees the metric and moves the ``ThresholdState``. All
     ranks see the mean of the metric over ranks and get the same threshold, also where it was logged without
     ``sync_dist``. The threshold, the law's memory and the random streams are part of the checkpoint: a training that is
-    resumed at the end of an epoch goes on as if it had not stopped, if its loader has no persistent workers.
+    resumed at the end of an epoch goes on as if it had not stopped, if its loader has neither persistent workers nor a
+    generator of its own. One callback goes with one training.
 
     Three metrics are measured by this callback itself, on the control split of the data module (see ``ControlProbe``
-    for what they are): ``infill/retention``, ``infill/confidence`` and ``infill/swapped``. Anything else is the name of
-    a metric that you log. The metric steers the training, so take it from a split that neither training nor the final
-    test uses, and remember that accuracy on ordinary pictures rewards use of the background: masking may lower it for a
-    good reason, and the loop then reveals what it should hide.
+    for what they are), by calling the LightningModule with images, which gives logits: ``infill/retention``,
+    ``infill/confidence`` and ``infill/swapped``. Anything else is the name of a metric that you log. The metric steers
+    the training, so take it from a split that neither training nor the final test uses, and remember that accuracy on
+    ordinary pictures rewards use of the background: masking may lower it for a good reason, and the loop then reveals
+    what it should hide.
 
-    Logs ``infill/threshold`` and ``infill/strength`` (those in force, mean over an epoch), ``infill/retention`` once
-    there is one, ``infill/control`` and ``infill/control_clean`` where it measures itself, ``infill/masked_share``,
-    which is what the threshold really came to where objects are protected, and the reason of each decision as a text,
-    where the logger takes texts. Silent in the sanity check and with ``fast_dev_run``.
+    Logs at the end of an epoch ``infill/threshold`` and ``infill/strength`` (those in force, means over its batches),
+    ``infill/masked_share``, which is what the threshold really came to where objects are protected,
+    ``infill/retention`` of the last decision, and ``infill/control`` and ``infill/control_clean`` where it measures
+    itself; and the reason of each decision as a text, where the logger takes texts. Silent in the sanity check and with
+    ``fast_dev_run``.
 
     Args:
         monitor: name of the metric to follow.
@@ -72,7 +76,7 @@ class AdaptiveThreshold(Callback):
 
     Raises:
         MisconfigurationException: ``mode`` is wrong or differs from the law's, or there is no state to move, or no
-            control split.
+            control split, or no validation.
         RuntimeError: ``strict``, and the metric was not logged.
         ValueError: ``check_finite``, and the metric is not finite; or an argument is out of range.
 
@@ -116,10 +120,13 @@ class AdaptiveThreshold(Callback):
         self.state, self.score = state, score
         self.strict, self.check_finite, self.verbose = strict, check_finite, verbose
         self.rule = rule
+        self._rule: Law | PerClassLaw | None = rule
         self.controller: ThresholdController | None = None
         self.history: list[dict[str, Any]] = []
         self._find_state = state is None
         self._holders: list[Any] = []
+        self._resumes = True
+        self._in_force: list[tuple[float, float]] = []
         self._probe: ControlProbe | None = None
 
     @property
@@ -138,31 +145,49 @@ class AdaptiveThreshold(Callback):
         if self.bounds is not None:
             self.state.bounds = self.bounds
             self.state.set(self.state.strength)
-        self._probe = self._make_probe(trainer, pl_module) if self.monitor in _SIGNALS else None
-        rule = self.rule if self.rule is not None else self._default_rule(trainer)
-        self.controller = ThresholdController(self.state, rule, self.check_finite)
+        samples = None
+        if self.monitor in _SIGNALS:
+            self._probe, samples = self._make_probe(trainer, pl_module)
+        elif self.state.classes:
+            raise MisconfigurationException(
+                f"{self.monitor!r} is one number, and the ThresholdState has {self.state.classes} classes: follow "
+                "'infill/retention' or 'infill/confidence', or leave out `classes`"
+            )
+        if self._rule is None:
+            self._rule = self._default_rule(samples)
+        self.controller = ThresholdController(self.state, self._rule, self.check_finite)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the last decision was taken on; Lightning allows no logging where it is taken."""
-        last = self.history[-1] if self.history else {}
-        names = {"retention": "infill/retention", "metric": "infill/control", "clean": "infill/control_clean"}
-        for key, name in names.items():
-            value = last.get(key)
-            if isinstance(value, float) and math.isfinite(value) and (key != "metric" or "clean" in last):
-                pl_module.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a training in which nothing would ever be decided."""
+        if not (trainer.enable_validation or trainer.fast_dev_run):
+            raise MisconfigurationException(
+                "AdaptiveThreshold decides after validations, and there are none: give the trainer a validation loader "
+                "and the module a validation_step, and leave limit_val_batches above 0"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log what this batch is masked with."""
+        """Note what this batch is masked with; to log it here would wait for the device."""
         assert self.state is not None
-        values = {"infill/threshold": self.state.threshold, "infill/strength": self.state.strength}
-        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        self._in_force.append((self.state.threshold, self.state.strength))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was in force in this epoch, and what the last decision was taken on."""
+        last = self.history[-1] if self.history else {}
+        means = [sum(values) / len(values) for values in zip(*self._in_force, strict=True)]
+        values = dict(zip(("infill/threshold", "infill/strength"), means, strict=False))
+        values["infill/retention"] = last.get("retention", math.nan)
+        if "clean" in last and isinstance(last["metric"], float):
+            values |= {"infill/control": last["metric"], "infill/control_clean": last["clean"]}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        pl_module.log_dict(finite, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        self._in_force = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the share of pixels that was regenerated, without waiting for the device."""
         shares = [getattr(holder, "masked_share", None) for holder in self._holders]
         share = next((share for share in shares if isinstance(share, Tensor)), None)
         if share is not None:
-            pl_module.log("infill/masked_share", share, on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log("infill/masked_share", share, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide on the validation that has just ended, alike on all ranks."""
@@ -212,33 +237,40 @@ class AdaptiveThreshold(Callback):
             return None
         return float(logged[self.monitor]), None if self.reference is None else float(logged[self.reference])
 
-    def _default_rule(self, trainer: Trainer) -> Law | PerClassLaw:
-        samples = getattr(trainer.datamodule, "control_size", None) if self._probe is not None else None
+    def _default_rule(self, samples: int | None) -> Law | PerClassLaw:
         options: dict[str, Any] = {"dead_band": self.min_delta, "patience": self.patience, "samples": samples}
         rule = ProportionalLaw(self.target, mode=self.mode, **options)
-        return PerClassLaw(rule, self.state.classes) if self.state is not None and self.state.classes else rule
+        apart = self.state is not None and self.state.classes and _SIGNALS.get(self.monitor) != "swapped"
+        return PerClassLaw(rule, self.state.classes) if apart and self.state is not None else rule
 
-    def _make_probe(self, trainer: Trainer, pl_module: LightningModule) -> ControlProbe:
-        augment = next((holder for holder in self._holders if isinstance(holder, InfillAugment)), None)
+    def _make_probe(self, trainer: Trainer, pl_module: LightningModule) -> tuple[ControlProbe, int | None]:
+        """What measures, and on how many pictures, where that is known."""
+        augments = [holder for holder in self._holders if isinstance(holder, InfillAugment)]
+        augment = next((augment for augment in augments if augment.threshold_state is self.state), None)
         owners = [owner for owner in (trainer.datamodule, pl_module) if getattr(owner, "control_size", 1) > 0]
-        makers = [getattr(owner, "control_dataloader", None) for owner in owners]
-        maker = next((maker for maker in makers if maker is not None), None)
-        if augment is None or maker is None:
+        owner = next((owner for owner in owners if hasattr(owner, "control_dataloader")), None)
+        if augment is None or owner is None or not is_overridden("forward", pl_module):
             raise MisconfigurationException(
-                f"AdaptiveThreshold measures {self.monitor} on a control split: InfillDataModule(control_split=256) "
-                "holds one out; or give your module an InfillAugment and a `control_dataloader` of InfillDataset "
-                'samples; or name a metric that you log: AdaptiveThreshold(monitor="val_acc")'
+                f"AdaptiveThreshold measures {self.monitor} on a control split, by calling the module with images: "
+                "InfillDataModule(control_split=256) holds one out; or give your module a `forward`, the InfillAugment "
+                "of this threshold, and a `control_dataloader` of InfillDataset samples; or name a metric that you "
+                'log: AdaptiveThreshold(monitor="val_acc")'
             )
-        return ControlProbe(maker, augment, _SIGNALS[self.monitor], self.score)
+        probe = ControlProbe(owner.control_dataloader, augment, _SIGNALS[self.monitor], self.score)
+        return probe, getattr(owner, "control_size", None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the random streams of all ranks."""
-        checkpoint[_RANDOM] = on_all_ranks(random_state())
+        # While one rank handles an exception the others do not come here.
+        alone = trainer.state.status == TrainerStatus.INTERRUPTED
+        checkpoint[_RANDOM] = [random_state()] if alone else on_all_ranks(random_state())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the random streams that the training had."""
+        # A validation or a test with a checkpoint is no training that goes on.
+        self._resumes = trainer.state.fn == TrainerFn.FITTING
         states = checkpoint.get(_RANDOM, [])
-        if trainer.state.fn == TrainerFn.FITTING and len(states) == trainer.world_size:
+        if self._resumes and len(states) == trainer.world_size:
             set_random_state(states[trainer.global_rank])
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,6 +279,8 @@ class AdaptiveThreshold(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken, and set the threshold that the run had then."""
+        if not self._resumes:
+            return
         self.history = list(state_dict["history"])
         if self.controller is not None and state_dict["controller"] is not None:
             self.controller.load_state_dict(state_dict["controller"])

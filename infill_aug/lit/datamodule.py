@@ -12,15 +12,23 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, default_collate, default_convert
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+    default_convert,
+)
 
 from infill_aug.batch import InfillAugment
 from infill_aug.cache.store import InfillStore
-from infill_aug.datasets import InfillDataset
+from infill_aug.datasets import InfillDataset, stack_samples
 from infill_aug.prefetch import pin, prefetch
-from infill_aug.samples import image_place, join_sample, label_of
+from infill_aug.samples import image_place, join_sample
 from infill_aug.threshold import ThresholdState
-from infill_aug.types import CONFIDENCE, IMAGE, INFILL, MASK, TARGET
+from infill_aug.types import IMAGE, INFILL, MASK, TARGET
 
 _CONTROL_BATCH = 64  # whatever the training's: what is measured must not depend on it
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -30,8 +38,9 @@ class InfillDataModule(pl.LightningDataModule):
     """Wraps the training set of another data module and augments its batches on the device.
 
     The model's ``training_step`` gets what it always got: images and targets, in the inner module's own structure. A
-    ``collate_fn`` of the inner module's own gets its samples as it always did, with their images augmented: then
-    pictures may differ in size, and targets be of any kind. Validation, test and prediction are the inner module's.
+    ``collate_fn`` of the inner module's own gets its samples as it always did, pairs as lists, with their images
+    augmented and on the device: then pictures may differ in size, and targets be of any kind. Validation, test and
+    prediction are the inner module's.
 
     Args:
         inner: the user's data module. Its training set gives images before any transform, in pairs or mappings; its
@@ -103,10 +112,15 @@ class InfillDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The inner module's training loader around ``InfillDataset``."""
         loader = self.inner.train_dataloader()
-        if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             raise TypeError(
                 f"InfillDataModule needs one DataLoader over a map-style dataset from {type(self.inner).__name__}."
-                f"train_dataloader(), got {type(loader).__name__}"
+                f"train_dataloader(), got {type(loader).__name__} over {type(getattr(loader, 'dataset', 0)).__name__}"
+            )
+        if isinstance(getattr(loader.dataset, "dataset", None), InfillDataset):
+            raise TypeError(
+                f"the training set is a {type(loader.dataset).__name__} of an InfillDataset, whose samples would be "
+                "wrapped a second time; make the InfillDataset of the part, or pass the plain part"
             )
         dataset, sampler = self._hold_out(loader)
         wrapped = isinstance(dataset, InfillDataset)  # by the user, whose collate function knows its samples
@@ -138,9 +152,13 @@ class InfillDataModule(pl.LightningDataModule):
         if not isinstance(dataset, InfillDataset):
             dataset = self._with_infills(dataset, None)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        own = range(rank, len(dataset) - len(dataset) % world, world)
-        collate = None if self._collate is None else _with_list_of_targets
-        return DataLoader(Subset(dataset, own), batch_size=_CONTROL_BATCH, collate_fn=collate)
+        # In random order: the signal `swapped` takes backgrounds from within a batch.
+        shuffled = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+        order = shuffled[rank : len(dataset) - len(dataset) % world : world].tolist()
+        if self._collate is None:
+            return DataLoader(Subset(dataset, order), batch_size=_CONTROL_BATCH)
+        # Whose pictures may differ in size, and whose targets may fit nowhere else.
+        return DataLoader(Subset(dataset, order), batch_size=1, collate_fn=stack_samples)
 
     @property
     def control_size(self) -> int:
@@ -169,10 +187,12 @@ class InfillDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"control_split must leave something of the {len(dataset)} training pictures, got {self.control_split}"
             )
-        if isinstance(dataset, InfillDataset) or type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        known = loader.batch_size is not None and type(loader.sampler) in (RandomSampler, SequentialSampler)
+        if isinstance(dataset, InfillDataset) or not known:
+            source = loader.sampler if loader.batch_size is not None else loader.batch_sampler
             raise TypeError(
                 f"control_split={self.control_split} can't be held out of {type(dataset).__name__} drawn by "
-                f"{type(loader.sampler).__name__}; hold pictures out in your data module, and pass them as a dataset"
+                f"{type(source).__name__}; hold pictures out in your data module, and pass them as a dataset"
             )
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
         self._control = Subset(dataset, order[: self.control_split])
@@ -212,11 +232,13 @@ class InfillDataModule(pl.LightningDataModule):
             return batch.batch
         if isinstance(batch, dict) and _has_infill(batch):
             batch = self._restored(self._augmented(batch))
-        elif _has_infill(batch):
-            assert self._collate is not None
+        elif self._collate is not None and _has_infill(batch):
+            device = batch[0][IMAGE].device
             alike = len({sample[IMAGE].shape for sample in batch}) == 1
             groups = [batch] if alike else [[sample] for sample in batch]
             batch = self._collate([sample for group in groups for sample in self._augmented_samples(group)])
+            # What that function has made is where it made it.
+            batch = self.inner.transfer_batch_to_device(batch, device, dataloader_idx)
         return self.inner.on_after_batch_transfer(batch, dataloader_idx)
 
     def _augmented(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -227,10 +249,7 @@ class InfillDataModule(pl.LightningDataModule):
 
     def _augmented_samples(self, samples: list[dict[str, Any]]) -> list[Any]:
         """Samples of one size as the base dataset would have given them, with augmented images."""
-        batch = _with_list_of_targets(samples)
-        labels = [label_of(sample[TARGET]) for sample in samples]
-        if all(isinstance(label, int) for label in labels):
-            batch[TARGET] = torch.tensor(labels, device=batch[IMAGE].device)
+        batch = stack_samples(samples)
         done = self._augmented(batch)
         return [
             self._restored({**sample, **{key: done[key][i] for key in (IMAGE, MASK) if key in done}})
@@ -316,12 +335,6 @@ class _AheadLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         return self.start(super().__iter__())
-
-
-def _with_list_of_targets(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch whose targets only their own collate function could put together."""
-    stacked = {key: torch.stack([sample[key] for sample in samples]) for key in (IMAGE, INFILL, CONFIDENCE)}
-    return {**stacked, TARGET: [sample[TARGET] for sample in samples]}
 
 
 def _has_infill(batch: Any) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
 from infill_aug.batch import InfillAugment
-from infill_aug.datasets import InfillDataset
+from infill_aug.datasets import InfillDataset, stack_samples
 from infill_aug.lit.loggers import log_image
 from infill_aug.samples import spread
 from infill_aug.types import CONFIDENCE, IMAGE, MASK
@@ -100,7 +100,7 @@ class ImageLogger(Callback):
         """The grid, without a trainer; leaves random streams, dataset and augmentation as they are.
 
         Args:
-            loader: of the training, over an ``InfillDataset``; only its dataset and ``collate_fn`` are used.
+            loader: of the training, over an ``InfillDataset``; only its dataset is used.
             augment: the training's own, on any device.
 
         Returns:
@@ -112,7 +112,7 @@ class ImageLogger(Callback):
             samples = [read[index] for index in spread(len(read), self.max_images)]
             alike = len({sample[IMAGE].shape for sample in samples}) == 1
             parts = [samples] if alike else [[sample] for sample in samples]
-            tiles = [tile for part in parts for tile in _tiles(loader.collate_fn(part), augment)]
+            tiles = [tile for part in parts for tile in _tiles(stack_samples(part), augment)]
         height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
         padded = [nnf.pad(tile, (0, width - tile.shape[2], 0, height - tile.shape[1]), value=_GREY) for tile in tiles]
         return make_grid(torch.stack(padded), nrow=len(_COLUMNS), padding=2, pad_value=_GREY)
