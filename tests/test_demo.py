@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import warnings
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tests_support import picture
 
 from infill_aug.confidence import CentreConfidence, ConfidenceEstimator, EstimatorConfidence, MaskConfidence
 from infill_aug.demo import confidence as demo_confidence_module
-from infill_aug.demo.arms import ARMS, ArmResult, SmallConvNet, train_arm
+from infill_aug.demo.arms import ARMS, ArmResult, DemoClassifier, DemoDataModule, SmallConvNet, train_arm
 from infill_aug.demo.confidence import demo_confidence
 from infill_aug.demo.config import DemoConfig, DemoDataConfig, parse_settings
 from infill_aug.demo.data import digits_on_photos, image_folder, pets, shifted_folders
@@ -284,8 +286,33 @@ def test_a_planted_drop_forgets_the_last_layers_and_no_others():
     changed = [not torch.equal(new, old) for new, old in zip(model.parameters(), before, strict=True)]
     assert changed[-2:] == [True, True]  # the linear layer; the batch norm before it was still at its start
     assert not any(changed[:-4])
+    again = SmallConvNet(3)
+    PlantedDrop(epoch=0, layers=2).forget(again)
+    assert torch.equal(again[-1].weight, model[-1].weight)  # the same on every rank
     with pytest.raises(ValueError, match="layers must be 1 or more, got 0"):
         PlantedDrop(epoch=0, layers=0)
+
+
+def test_a_planted_drop_comes_once_in_a_training_and_never_in_a_validation(digits):
+    class Counts(PlantedDrop):
+        times = 0
+
+        def forget(self, model):
+            self.times += 1
+
+    drop = Counts(epoch=1)
+    model, data = DemoClassifier(10), DemoDataModule(digits, None, 1100)
+    data.train_dataloader = data.val_dataloader
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=3, val_check_interval=1.0, callbacks=[drop], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(model, datamodule=data)
+        assert drop.times == 1
+        trainer.validate(model, datamodule=data, verbose=False)
+    assert drop.times == 1
 
 
 def test_mistakes_are_named(tmp_path, digits):

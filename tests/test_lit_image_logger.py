@@ -220,6 +220,18 @@ def test_a_training_with_workers_is_shown_too(store, tmp_path):
     assert pngs(tmp_path) == ["epoch_000.png", "epoch_001.png"]
 
 
+def test_a_training_with_a_collate_function_of_its_own_is_shown_too(store, tmp_path):
+    class Own(Inner):
+        def train_dataloader(self):
+            def collate(pairs):
+                return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+            return DataLoader([(picture(i), i % 2) for i in range(COUNT)], batch_size=4, collate_fn=collate)
+
+    fit(store, ImageLogger(folder=tmp_path), inner=Own(), epochs=1)
+    assert cells(tmp_path / "epoch_000.png").shape[:2] == (4, 5)
+
+
 def test_tensorboard_gets_the_picture_and_its_caption(store, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
