@@ -139,6 +139,7 @@ class AdaptiveThreshold(Callback):
         if stage != "fit":
             return
         self._holders = [getattr(trainer.datamodule, "augment", None), *pl_module.modules()]
+        self._in_force = []
         if self._find_state:
             self.state = _shared_state(self._holders)
         assert self.state is not None
