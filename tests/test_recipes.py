@@ -269,6 +269,16 @@ def test_the_loop_by_hand_takes_a_folder_of_pictures(tmp_path):
     assert (tmp_path / "store" / "STORE.json").is_file()
 
 
+@pytest.mark.parametrize("settings", [("--model", "test_vit", "--size", "160"), ("--workers", "1")])
+def test_a_loop_in_timms_style_trains_with_a_threshold_that_moves(settings, tmp_path):
+    pytest.importorskip("timm")
+    output = launch("timm_style.py", "--limit", "16", "--epochs", "4", *settings, folder=tmp_path)
+    rows = re.findall(r"^epoch \d: loss ([\d.]+), top1 [\d.]+, threshold ([\d.]+)\. ", output, flags=re.MULTILINE)
+    assert [threshold for _, threshold in rows[:3]] == ["0.800"] * 3
+    assert len(rows) == 4
+    assert all(0 < float(loss) < 10 for loss, _ in rows)
+
+
 def test_fills_are_drawn_side_by_side(tmp_path):
     pytest.importorskip("diffusers")
     for i in range(4):
