@@ -36,7 +36,7 @@ class Boxes(Dataset):
         boxes = masks_to_boxes(torch.as_tensor(target["mask"])) + torch.tensor([0, 0, 1, 1])  # to the far side
         names = target.get("labels", [str(target.get("label"))])
         labels = torch.tensor([1 + self.classes.index(name) for name in names], dtype=torch.int64)
-        boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:])
+        boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=Image(image).shape[-2:])
         return Image(image), {"boxes": boxes, "labels": labels}
 
 

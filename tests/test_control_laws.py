@@ -191,7 +191,8 @@ def test_patience_waits_before_it_masks_more_and_never_to_reveal():
 
 @pytest.mark.parametrize("reference", [None, 0.0])
 def test_a_metric_that_is_still_nothing_masks_no_more(reference):
-    law = ProportionalLaw(warmup=0)
+    law = ProportionalLaw(warmup=1)
+    law.observe(0.0, reference)
     for _ in range(5):
         assert law.observe(0.0, reference).reason == "Nothing is learned yet: hold, strength 0.000."
     assert law.observe(0.3, reference and 0.3).changed

@@ -396,7 +396,6 @@ TWO_RANKS = """
     from test_lit_datamodule import QUIET, train
     from infill_aug.lit import datamodule
     from infill_aug.prefetch import prefetch
-from infill_aug.samples import label_of_batch
 
     datamodule.prefetch = functools.partial(prefetch, ahead=True)
     store = pathlib.Path(sys.argv[1], "store")

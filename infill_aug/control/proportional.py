@@ -99,7 +99,8 @@ class ProportionalLaw(FeedbackLaw):
         Raises:
             ValueError: a number is not finite; nothing was taken in.
         """
-        unlearned = self.mode == "max" and metric == 0 and not self.best and not reference  # all of nothing is left
+        nothing = self.best == 0 if reference is None else reference == 0 and not self.best
+        unlearned = self.mode == "max" and metric == 0 and nothing  # all of nothing is left
         seen = self._retention(metric, reference)
         self.smooth_retention = self._smooth(self.smooth_retention, seen)
         error = self.smooth_retention - self.target
