@@ -140,6 +140,7 @@ class AdaptiveThresholdConfig:
     strict: bool = True
     check_finite: bool = True
     verbose: bool = False
+    name: str = ""
 
 
 @dataclass

@@ -472,6 +472,38 @@ def test_a_training_without_validation_and_a_module_without_forward_are_refused(
         trained(module, AdaptiveThreshold())
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # resuming is the point
+def test_two_profiles_have_a_loop_each_that_measures_logs_and_resumes_its_own(store, tmp_path):
+    states = {"hair": ThresholdState(), "face": ThresholdState(0.5)}
+
+    class Two(Learner):
+        def __init__(self):
+            super().__init__()
+            self.other = InfillAugment(states["face"], p=1.0)
+
+        def on_train_epoch_end(self):
+            metrics = self.trainer.callback_metrics.items()
+            self.logged.append({name: float(value) for name, value in metrics if name.startswith("infill")})
+
+    def loops():
+        laws = {"hair": ProportionalLaw(warmup=0), "face": ConstantLaw(0.3)}
+        return [AdaptiveThreshold(state=states[name], rule=law, name=name) for name, law in laws.items()]
+
+    first, learner = loops(), Two()
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    steered(store, *first, keep, learner=learner, state=states["hair"], epochs=2, enable_checkpointing=True)
+    assert states["hair"].strength > 0
+    assert states["face"].strength == 0.3
+    assert first[0]._probe.augment is not first[1]._probe.augment
+    assert {"infill/hair/threshold", "infill/face/threshold", "infill/hair/masked_share"} <= set(learner.logged[0])
+    assert "infill/face/masked_share" not in learner.logged[0]  # it had no batch
+    again, keep = loops(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    resumed = {"epochs": 3, "enable_checkpointing": True, "ckpt_path": tmp_path / "epoch=1.ckpt"}
+    steered(store, *again, keep, learner=Two(), state=states["hair"], **resumed)
+    assert [len(loop.history) for loop in again] == [3, 3]
+    assert again[0].history[:2] == first[0].history
+
+
 def test_a_threshold_for_each_class_needs_a_metric_for_each(store):
     with pytest.raises(
         MisconfigurationException, match=r"'val_acc' is one number, and the ThresholdState has 2 classes"

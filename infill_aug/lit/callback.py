@@ -69,6 +69,8 @@ class AdaptiveThreshold(Callback):
         strict: raise where a validation did not log the metric; otherwise the threshold stays.
         check_finite: raise where the metric is NaN or infinite; otherwise the threshold stays.
         verbose: print each decision, on rank zero.
+        name: of this loop, where a training has several, say one for each task profile: goes into its key in the
+            checkpoint, and into what it logs, ``infill/NAME/threshold``.
 
     Attributes:
         controller: what moves the threshold, from ``setup`` on; ``controller.explain()`` says where it stands and why.
@@ -102,6 +104,7 @@ class AdaptiveThreshold(Callback):
         strict: bool = True,
         check_finite: bool = True,
         verbose: bool = False,
+        name: str = "",
     ) -> None:
         super().__init__()
         if mode not in ("max", "min"):
@@ -119,6 +122,7 @@ class AdaptiveThreshold(Callback):
         self.bounds = None if bounds is None else check_interval("bounds", bounds)
         self.state, self.score = state, score
         self.strict, self.check_finite, self.verbose = strict, check_finite, verbose
+        self.name = name
         self.rule = rule
         self._rule: Law | PerClassLaw | None = rule
         self.controller: ThresholdController | None = None
@@ -131,8 +135,9 @@ class AdaptiveThreshold(Callback):
 
     @property
     def state_key(self) -> str:
-        """Key in the checkpoint; callbacks on other metrics keep their own."""
-        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+        """Key in the checkpoint; callbacks on other metrics, or of other names, keep their own."""
+        more = {"name": self.name} if self.name else {}
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode, **more)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find what to move and what to measure; runs before a checkpoint is restored."""
@@ -175,20 +180,21 @@ class AdaptiveThreshold(Callback):
         """Log what was in force in this epoch, and what the last decision was taken on."""
         last = self.history[-1] if self.history else {}
         means = [sum(values) / len(values) for values in zip(*self._in_force, strict=True)]
-        values = dict(zip(("infill/threshold", "infill/strength"), means, strict=False))
-        values["infill/retention"] = last.get("retention", math.nan)
+        values = dict(zip(("threshold", "strength"), means, strict=False))
+        values["retention"] = last.get("retention", math.nan)
         if "clean" in last and isinstance(last["metric"], float):
-            values |= {"infill/control": last["metric"], "infill/control_clean": last["clean"]}
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            values |= {"control": last["metric"], "control_clean": last["clean"]}
+        finite = {self._tag(key): value for key, value in values.items() if math.isfinite(value)}
         pl_module.log_dict(finite, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         self._in_force = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the share of pixels that was regenerated, without waiting for the device."""
-        shares = [getattr(holder, "masked_share", None) for holder in self._holders]
+        own = [holder for holder in self._holders if getattr(holder, "threshold_state", None) is self.state]
+        shares = [getattr(holder, "masked_share", None) for holder in own]
         share = next((share for share in shares if isinstance(share, Tensor)), None)
         if share is not None:
-            pl_module.log("infill/masked_share", share, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+            pl_module.log(self._tag("masked_share"), share, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide on the validation that has just ended, alike on all ranks."""
@@ -220,9 +226,12 @@ class AdaptiveThreshold(Callback):
         entry |= {"strength": decision.strength, "threshold": decision.threshold, "reason": decision.reason}
         self.history.append(entry)
         line = f"{decision.reason} Threshold {decision.threshold:.3f}."
-        log_text(trainer.loggers if trainer.is_global_zero else [], "infill/reason", line, trainer.global_step)
+        log_text(trainer.loggers if trainer.is_global_zero else [], self._tag("reason"), line, trainer.global_step)
         if self.verbose:
-            rank_zero_info(f"{self.monitor}: {line}")
+            rank_zero_info(f"{self.name or self.monitor}: {line}")
+
+    def _tag(self, key: str) -> str:
+        return f"infill/{self.name}/{key}" if self.name else f"infill/{key}"
 
     def _logged(self, trainer: Trainer) -> tuple[float, float | None] | None:
         """Metric and reference as this rank logged them; None where a rank lacks one and ``strict`` is off."""
