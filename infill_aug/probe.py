@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from infill_aug.batch import InfillAugment
+from infill_aug.control.controller import on_all_ranks
 from infill_aug.samples import label_of_batch
 from infill_aug.types import CONFIDENCE, IMAGE, INFILL, TARGET
 
@@ -149,10 +150,7 @@ class ControlProbe:
             if self.score is _hits:
                 labels = [label_of_batch(batch.get(TARGET)) for batch in self._read]
                 counts = Counter(int(label) for batch in labels if batch is not None for label in batch)
-                if dist.is_available() and dist.is_initialized():
-                    others: list[Any] = [None] * dist.get_world_size()
-                    dist.all_gather_object(others, counts)
-                    counts = sum(others, Counter())
+                counts = sum(on_all_ranks(counts), Counter())
                 self._chance = max(counts.values(), default=0) / max(1, counts.total())
         return self._read
 
@@ -161,18 +159,18 @@ class ControlProbe:
         image, infill, confidence = (batch[key].to(like.device) for key in (IMAGE, INFILL, CONFIDENCE))
         target = tree_map_only(Tensor, lambda part: part.to(like.device), batch[TARGET])
         augment = self.augment.to(like.device)
+        classes = augment.labels_of(target)
         if self.signal == "swapped":
             seen = _swapped(augment, image, infill, confidence, label_of_batch(target))
         else:
-            labels = augment.labels_of(target)
-            seen = augment.compose(image, infill, confidence, augment.everything(len(image), like.device, labels))[0]
+            params = augment.everything(len(image), like.device, classes)
+            seen = augment.compose(image, infill, confidence, params)[0]
         views = [view.to(like.dtype) for view in (seen, augment.normalize(image))]
         scores = [self.score(model(view), target).float() for view in views]
         rows = torch.stack([*scores, torch.ones_like(scores[0])], dim=1)
-        classes = augment.labels_of(target)
         if classes is None or augment.threshold_state is None:
             return rows.sum(0, keepdim=True)
-        return rows.new_zeros(augment.threshold_state.classes, 3).index_add(0, classes.to(like.device), rows)
+        return rows.new_zeros(augment.threshold_state.classes, 3).index_add(0, classes, rows)
 
 
 def _swapped(
