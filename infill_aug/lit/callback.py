@@ -143,11 +143,13 @@ class AdaptiveThreshold(Callback):
         """Find what to move and what to measure; runs before a checkpoint is restored."""
         if stage != "fit":
             return
-        self._holders = [getattr(trainer.datamodule, "augment", None), *pl_module.modules()]
+        holders = [getattr(trainer.datamodule, "augment", None), *pl_module.modules()]
         self._in_force = []
         if self._find_state:
-            self.state = _shared_state(self._holders)
+            self.state = _shared_state(holders)
         assert self.state is not None
+        # Once, since a step must not search the whole model.
+        self._holders = [holder for holder in holders if getattr(holder, "threshold_state", None) is self.state]
         if self.bounds is not None:
             self.state.bounds = self.bounds
             self.state.set(self.state.strength)
@@ -190,8 +192,7 @@ class AdaptiveThreshold(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the share of pixels that was regenerated, without waiting for the device."""
-        own = [holder for holder in self._holders if getattr(holder, "threshold_state", None) is self.state]
-        shares = [getattr(holder, "masked_share", None) for holder in own]
+        shares = [getattr(holder, "masked_share", None) for holder in self._holders]
         share = next((share for share in shares if isinstance(share, Tensor)), None)
         if share is not None:
             pl_module.log(self._tag("masked_share"), share, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
@@ -255,8 +256,7 @@ class AdaptiveThreshold(Callback):
 
     def _make_probe(self, trainer: Trainer, pl_module: LightningModule) -> tuple[ControlProbe, int | None]:
         """What measures, and on how many pictures, where that is known."""
-        augments = [holder for holder in self._holders if isinstance(holder, InfillAugment)]
-        augment = next((augment for augment in augments if augment.threshold_state is self.state), None)
+        augment = next((holder for holder in self._holders if isinstance(holder, InfillAugment)), None)
         owners = [owner for owner in (trainer.datamodule, pl_module) if getattr(owner, "control_size", 1) > 0]
         owner = next((owner for owner in owners if hasattr(owner, "control_dataloader")), None)
         if augment is None or owner is None or not is_overridden("forward", pl_module):
