@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from infill_aug.process import process_image as process_image
     from infill_aug.profile import TaskProfile as TaskProfile
     from infill_aug.profile import list_profiles as list_profiles
+    from infill_aug.smart_mask.result import SmartMaskResult as SmartMaskResult
+    from infill_aug.smart_mask.smart_mask import SmartMask as SmartMask
     from infill_aug.threshold import ThresholdState as ThresholdState
     from infill_aug.transforms import InfillTransform as InfillTransform
     from infill_aug.types import ConfidenceMap as ConfidenceMap
@@ -109,6 +111,8 @@ _CONTENTS = {
     "QualityReport": "confidence.quality_report",
     "ScheduleLaw": "control.schedule",
     "SignLaw": "control.sign",
+    "SmartMask": "smart_mask.smart_mask",
+    "SmartMaskResult": "smart_mask.result",
     "TaskDescriptor": "descriptor",
     "TaskProfile": "profile",
     "ThresholdCallback": "huggingface.callback",

@@ -14,6 +14,7 @@ from typing import Any
 
 from infill_aug import __version__
 from infill_aug.cli_profiles import add_profiles
+from infill_aug.cli_smart_mask import add_smart_mask
 
 # Before torch is loaded: OpenMP threads spin while they wait, and so keep a core from whoever has work, other programs
 # and this one included. The caller's own choice stands.
@@ -102,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--yes", action="store_true", help="do it; without, only say what would be dropped")
 
     add_profiles(commands)
+
+    add_smart_mask(commands)
 
     doctor = _command(commands, "doctor", _doctor, "say what is installed and what each missing part would bring")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -260,7 +263,8 @@ def _doctor(options: Any) -> int:
         "torch": "everything",
         "torchvision": "everything",
         "kornia": "variation of the infill",
-        "cv2": "backend telea, learning from boxes or a classifier (infill-aug[opencv])",
+        "scipy": "smart mask",
+        "cv2": "backend telea, learning from boxes or a classifier, faces of smart-mask (infill-aug[opencv])",
         "lightning": "InfillDataModule, AdaptiveThreshold, training of profiles (infill-aug[lightning])",
         "hydra": "recipes and configs (infill-aug[hydra])",
         "diffusers": "backends diffusion and diffusers (infill-aug[diffusers])",

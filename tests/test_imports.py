@@ -10,13 +10,14 @@ import infill_aug
 
 PACKAGE = Path(infill_aug.__file__).parent
 HEAVY = ("diffusers", "transformers", "lightning", "hydra", "gradio", "ray", "openai", "cv2", "matplotlib", "sklearn")
-HEAVY += ("accelerate", "huggingface_hub", "onnx", "onnxruntime", "peft", "requests")
+HEAVY += ("accelerate", "huggingface_hub", "onnx", "onnxruntime", "peft", "requests", "scipy")
 
 # Each block may import from itself and from the blocks above it.
 ORDER = [
     ["key", "types", "samples", "checkpoint", "checks"],
     ["descriptor", "profile"],
     ["functional"],
+    ["smart_mask"],
     ["threshold"],
     ["control"],
     ["confidence", "dynamic_mask"],
@@ -26,7 +27,7 @@ ORDER = [
     ["process", "datasets", "transforms", "batch", "prefetch", "probe", "keep_tokens"],
     ["lit", "huggingface"],
     ["config", "demo"],
-    ["cli", "cli_profiles"],
+    ["cli", "cli_profiles", "cli_smart_mask"],
 ]
 RANK = {name: rank for rank, block in enumerate(ORDER) for name in block}
 

@@ -445,7 +445,7 @@ def test_an_interruption_ends_the_batch_and_sends_nothing_more(service, monkeypa
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(base, "remove_drift", interrupt)
+    monkeypatch.setattr(base, "SmartMask", lambda **_: interrupt)
     with pytest.raises(KeyboardInterrupt):
         fill(make("automatic", service, concurrency=1), 8)
     assert len(service.seen) <= 3

@@ -27,7 +27,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from infill_aug.descriptor import TaskDescriptor
-from infill_aug.functional.drift import remove_drift
 from infill_aug.infill.backend import (
     BackendUnavailableError,
     InfillBackend,
@@ -39,6 +38,7 @@ from infill_aug.infill.cloud.failure import RequestFailedError, failure_of
 from infill_aug.infill.cloud.limits import Limits
 from infill_aug.infill.prompts import fill_prompt
 from infill_aug.infill.push_pull import push_pull
+from infill_aug.smart_mask.smart_mask import SmartMask
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class CloudBackend(InfillBackend):
     """A backend that asks a service, some samples at once.
 
     The service gets the picture with the colours around the hole continued into it, never what was there. It draws
-    the whole picture anew: what it did to the colours outside the hole is taken back, and the rest of its changes there
-    is thrown away. Its answers are not reproducible, a cache makes them so.
+    the whole picture anew: a ``SmartMask`` takes back what it did to colours and position of the whole, and throws its
+    other changes outside of the hole away. Its answers are not reproducible, a cache makes them so.
 
     Waits before a repetition grow from half a second, at random, or last as long as the service asks for.
 
@@ -99,6 +99,7 @@ class CloudBackend(InfillBackend):
         ValueError: an option out of range, or a key where the name of its variable belongs.
     """
 
+    version = 2  # motion is undone, and drifts that mix channels
     stochastic = True
     max_batch = 64
     retries_itself: ClassVar[bool] = False  # the client repeats requests on its own
@@ -189,6 +190,7 @@ class CloudBackend(InfillBackend):
         started = push_pull(image.cpu(), mask.cpu())
         result = started.clone()
         stop, reasons = _End(), dict[int, str]()
+        clean = SmartMask(whole_hint=True)
         with self._connect(options) as client, _threads(min(self.limits.concurrency, len(samples)), stop) as pool:
             places: dict[Future[Tensor], int] = {
                 pool.submit(self._answer, client, self._prepared(picture, hole, options, sample), price, stop): place
@@ -201,10 +203,9 @@ class CloudBackend(InfillBackend):
                 except RequestFailedError as error:
                     reasons[place] = self._without_secrets(str(error))
                     continue
-                # One by one: sums over a batch would round differently.
-                fill = F.resize(answer.float()[None] / 255, [height, width], antialias=True)
-                fill = remove_drift(started[place][None], fill, ~mask[place].cpu()[None])
-                result[place] = (fill[0] * 255).round() / 255
+                fill = F.resize(answer.float() / 255, [height, width], antialias=True).clamp(0, 1)
+                fill = clean(started[place].clamp(0, 1), fill, mask_hint=mask[place].cpu()).composite
+                result[place] = (fill * 255).round() / 255
         end = self._without_secrets(stop.reason)
         if end and len(reasons) == len(samples):
             raise BackendUnavailableError(f"backend {self.name!r} cannot go on: {end}")

@@ -27,6 +27,7 @@ from infill_aug.infill.network import NetworkBackend
 from infill_aug.infill.prompts import fill_prompt
 from infill_aug.infill.push_pull import push_pull
 from infill_aug.infill.visible import resize_visible
+from infill_aug.smart_mask.smart_mask import SmartMask
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 _FLAG = "the model's safety checker flagged the fill; use another seed or prompt, or safety_checker=False"
@@ -80,6 +81,7 @@ class DiffusersBackend(NetworkBackend):
     """
 
     name = "diffusers"
+    version = 2  # what pipelines without masks did to the whole picture is undone
     remedy = "Where memory is short, use offload=True, or a smaller model."
     stochastic = True
     soft_masks = True
@@ -256,6 +258,10 @@ def run_pipeline(
     with watching:
         result = pipeline(**{name: value for name, value in arguments.items() if name in parameters})
     fill = F.resize(result.images.float(), list(image.shape[-2:]), antialias=True).clamp(0, 1)
+    if "mask_image" not in parameters:
+        # It drew the whole picture anew, and may have moved and coloured all of it.
+        started = push_pull(image, mask == 1).clamp(0, 1).to(fill.device)
+        fill = SmartMask(whole_hint=True)(started, fill, mask_hint=mask > 0).composite
     flagged = [i for i, flag in enumerate(getattr(result, "nsfw_content_detected", None) or []) if flag]
     if flagged:
         raise PartialInfillError(fill.to(image.device), dict.fromkeys(flagged, _FLAG))

@@ -1,0 +1,1 @@
+"""Smart mask: keep what an editor was asked to change, undo the rest."""

@@ -1,0 +1,220 @@
+"""What a smart mask takes and leaves, decided on a small copy of the pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from infill_aug.functional.alignment import Alignment, align, aligned
+from infill_aug.functional.difference import ciede2000, srgb_to_lab
+from infill_aug.functional.drift import coloured
+from infill_aug.smart_mask.evidence import change_evidence
+from infill_aug.smart_mask.outline import Outline, fit_outline
+from infill_aug.smart_mask.regions import Selection, select_regions
+from infill_aug.smart_mask.result import PictureReport, Region
+from infill_aug.smart_mask.segmentation import LEAST, change_threshold, cheapest_outline, outline_ease
+
+SIDE = 512  # longer side that decisions are taken at
+_PRICE = 5.0  # of outline, in the unit of ``_INSIDE``
+_INSIDE, _OUTSIDE = 2.5, 0.5  # how much one pixel can say for and against: what an edit leaves as it was says little
+_HINTED = 0.3  # what a hint says for the pixels in it
+_REDRAWN = 6.0  # CIEDE2000 units: a noise of that size is no noise, the picture is another one
+_TAIL = 2.6  # times a low quantile of the ratio
+_CUT = 1.5 / 255
+_MOST_REPORTED = 16
+_UNIT = "times the noise"
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What to take, independent of the size of the pictures: what a preview showed can be had at full size.
+
+    Args:
+        alignment: what the editor did to the picture as a whole.
+        outline: the mask, to be drawn at any size; ``None`` where nothing is taken.
+        allowed: ``(1, h, w)`` bool, where the edit may be; ``None``: anywhere.
+        report: of the picture, at the size that was decided on.
+    """
+
+    alignment: Alignment
+    outline: Outline | None
+    allowed: Tensor | None
+    report: PictureReport
+
+
+def decide(
+    original: Tensor,
+    edited: Tensor,
+    size: tuple[int, int],
+    *,
+    hint: Tensor | None = None,
+    allowed: Tensor | None = None,
+    regions: int | None = None,
+) -> Decision:
+    """Find the edit.
+
+    Args:
+        original: ``(3, h, w)`` float32 in 0..1.
+        edited: likewise.
+        size: height and width of the pictures that these are small copies of; the report is in their pixels.
+        hint: ``(1, h, w)`` bool, where the editor was to change something.
+        allowed: ``(1, h, w)`` bool, where the edit may be.
+        regions: at most so many; ``None``: as many as are found.
+
+    Returns:
+        The decision.
+    """
+    outside = None if hint is None else ~(nnf.max_pool2d(hint.float()[None], 9, 1, 4)[0] > 0)
+    if outside is not None and int(outside.sum()) < 0.05 * outside.numel():
+        outside = None  # too little is known to be left alone
+    alignment = align(original, edited, outside, size)
+    edited = _comparable(original, edited, alignment)
+    ratio, difference = change_evidence(original, edited, outside)
+    # Noise has a tail: the more of the picture is noise that can be seen, the farther above it an edit has to stand.
+    sample = ratio.flatten()[:: max(1, ratio.numel() // 20_000)]
+    threshold, explained = change_threshold(ratio, max(LEAST, _TAIL * float(sample.quantile(0.3))))
+    if float(difference.flatten()[:: max(1, difference.numel() // 20_000)].quantile(0.3)) > _REDRAWN:
+        # No part of the picture is left to tell noise from edit by.
+        everywhere = torch.ones_like(ratio, dtype=torch.bool)
+        free = everywhere if allowed is None else everywhere & allowed[0]
+        selection = select_regions(free, difference, regions)
+        confidence, note = 0.05, "the whole picture was changed; no part is left to compare with"
+    else:
+        says = ratio.div(threshold).log().clamp(-_OUTSIDE, _INSIDE)
+        if hint is not None:
+            says = says + _HINTED * hint[0]
+        if allowed is not None:
+            says = torch.where(allowed[0], says, -10.0)
+        inside = cheapest_outline(-says, outline_ease(original, edited, _PRICE))
+        area = inside > 0.5 if allowed is None else (inside > 0.5) & allowed[0]
+        selection = select_regions(area, ratio.div(threshold).log1p(), regions)
+        confidence = _confidence(selection, ratio, threshold, inside, explained)
+        note = _note(selection, alignment)
+    mask = selection.mask.to(original.device)
+    outline = fit_outline(mask, original, edited) if bool(mask.any()) else None
+    report = PictureReport(
+        threshold=round(threshold, 4),
+        unit=_UNIT,
+        regions=_described(selection, original, edited, size),
+        confidence=round(confidence, 4),
+        share=float(selection.mask.float().mean()),
+        **_drift(alignment, size),  # type: ignore[arg-type]
+        note=note,
+    )
+    return Decision(alignment, outline, allowed, report)
+
+
+def decide_hinted(original: Tensor, edited: Tensor, size: tuple[int, int], hint: Tensor) -> Decision:
+    """The decision where all of the hint is the edit: what is left is to undo motion and drift.
+
+    Args:
+        original: ``(3, h, w)`` float32 in 0..1.
+        edited: likewise.
+        size: height and width of the pictures that these are small copies of.
+        hint: ``(1, h, w)`` bool.
+
+    Returns:
+        The decision; its confidence is the share of the rest that changed by no more than noise.
+    """
+    alignment = align(original, edited, ~hint, size)
+    ratio, _ = change_evidence(original, _comparable(original, edited, alignment), ~hint)
+    rest = ratio[~hint[0]]
+    confidence = float((rest <= LEAST).float().mean()) if len(rest) else 1.0
+    report = PictureReport(
+        threshold=LEAST,
+        unit=_UNIT,
+        regions=(),
+        confidence=round(confidence, 4),
+        share=float(hint.float().mean()),
+        **_drift(alignment, size),  # type: ignore[arg-type]
+    )
+    return Decision(alignment, None, None, report)
+
+
+def _comparable(original: Tensor, edited: Tensor, alignment: Alignment) -> Tensor:
+    """The edited picture aligned, and equal to the original where a drift cut off what it was.
+
+    A channel at the end of its range says that it was there or beyond; where the original was, nothing differs.
+    """
+    moved = aligned(edited, Alignment(alignment.motion, Alignment.none().colours))
+    if not alignment.drifts:
+        return moved
+    mended = coloured(moved, alignment.colours)
+    cut = ((moved >= 1 - _CUT) & (original > mended)) | ((moved <= _CUT) & (original < mended))
+    return torch.where(cut, original, mended)
+
+
+def _confidence(selection: Selection, ratio: Tensor, threshold: float, inside: Tensor, explained: float) -> float:
+    """0..1: how clearly the edit stands out, how sure the outline is, and how far the other regions are behind."""
+    mask = selection.mask.to(ratio.device)
+    if not bool(mask.any()):
+        return 1.0 if float((ratio > threshold).float().mean()) < 0.01 else 0.5
+    strong = ratio > threshold
+    filled = float(strong[mask].float().mean())
+    leak = float(strong[~mask].float().mean()) if not bool(mask.all()) else 0.0
+    near = nnf.max_pool2d(mask.float()[None, None], 9, 1, 4)[0, 0] > 0
+    sure = float((2 * inside[near] - 1).abs().mean())
+    share = float(mask.float().mean())
+    kept = [e for e, t in zip(selection.evidence, selection.taken, strict=True) if t]
+    left = [e for e, t in zip(selection.evidence, selection.taken, strict=True) if not t]
+    ahead = 1 - max(left, default=0.0) / min(kept)
+    wide = min(1.0, max(0.0, (0.9 - share) / 0.4))
+    factors = (filled, 1 - min(1.0, 3 * leak), sure, 0.7 + 0.3 * max(0.0, ahead), wide)
+    return math.prod(factors)
+
+
+def _note(selection: Selection, alignment: Alignment) -> str:
+    if selection.mask.any():
+        return ""
+    if alignment.drifts or alignment.moves:
+        return "no local edit was found: colours or position of the whole picture changed, and nothing else"
+    return "no edit was found: what differs is noise" if selection.taken else "no edit was found"
+
+
+def _described(selection: Selection, original: Tensor, edited: Tensor, size: tuple[int, int]) -> tuple[Region, ...]:
+    from scipy import ndimage
+
+    height, width = original.shape[-2:]
+    across, down = size[1] / width, size[0] / height
+    labels = selection.labels.numpy()
+    apart = ciede2000(srgb_to_lab(original), srgb_to_lab(edited))[0].cpu()
+    described: list[Region] = []
+    boxes = ndimage.find_objects(labels)
+    for place, (evidence, taken) in enumerate(zip(selection.evidence, selection.taken, strict=True)):
+        if not taken and len(described) >= _MOST_REPORTED:
+            continue
+        rows, columns = boxes[place]
+        member = torch.from_numpy(labels[rows, columns] == place + 1)
+        box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
+        described.append(
+            Region(
+                box=(math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])),
+                area=round(int(member.sum()) * across * down),
+                strength=round(float(apart[rows, columns][member].mean()), 3),
+                evidence=round(evidence, 4),
+                taken=taken,
+            )
+        )
+    return tuple(described)
+
+
+def _drift(alignment: Alignment, size: tuple[int, int]) -> dict[str, tuple[float, ...]]:
+    """What the editor did, the other way around: gain and offset of mid tones, and shift in pixels of full size."""
+    tones = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    matrix = alignment.colours
+    # Of greys before the edit, the greys after it, by one step of Newton's method from the value itself.
+    gains, offsets = [], []
+    for own in range(3):
+        sums = matrix[own, :3].sum()
+        back = sums * tones + matrix[own, 3] * tones**2 + matrix[own, 4]
+        slope = sums + 2 * matrix[own, 3] * tones
+        forward = tones - (back - tones) / slope
+        gain = float((forward[1] - forward[0]) / 0.5)
+        gains.append(round(gain, 4))
+        offsets.append(round(float(forward[0]) - gain * 0.25, 4))
+    shift = (alignment.motion[:, 2] * torch.tensor([size[1], size[0]], dtype=torch.float64)).tolist()
+    return {"gain": tuple(gains), "offset": tuple(offsets), "shift": tuple(round(v, 3) for v in shift)}
