@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infill_aug.functional.drift import coloured, fit_drift, no_drift
-from infill_aug.functional.motion import Cut, fit_motion, moved, moved_part, no_motion
+from infill_aug.functional.motion import Cut, fit_motion, moved, moved_part, no_motion, settle_shift
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,28 @@ def align(
     if not torch.equal(motion, no_motion()):
         colours = fit_drift(original, moved(edited, motion), usable, start=colours)
     return Alignment(motion, colours)
+
+
+def settled(
+    original: Callable[[Cut], Tensor],
+    edited: Callable[[Cut], Tensor],
+    size: Sequence[int],
+    alignment: Alignment,
+    worth: Tensor,
+) -> Alignment:
+    """An alignment that was found on small copies, its shift measured again on the pictures themselves.
+
+    Args:
+        original: gives a cut of the original, ``(3, r, c)`` float32 in 0..1.
+        edited: of the edited picture, likewise.
+        size: height and width of the pictures.
+        alignment: of ``align``.
+        worth: ``(h, w)``, how much there is to tell by, of any size.
+
+    Returns:
+        The alignment.
+    """
+    if not alignment.moves:
+        return alignment
+    motion = settle_shift(original, lambda cut: coloured(edited(cut), alignment.colours), size, alignment.motion, worth)
+    return Alignment(motion, alignment.colours)

@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
+
+from infill_aug.functional.blur import gaussian_blur
 
 Classifier = Callable[[Tensor], Tensor]
 SUBSTRATES = ("blur", "mean")
@@ -43,15 +44,7 @@ def substrate_of(images: Tensor, substrate: str = "blur") -> Tensor:
         raise ValueError(f"substrate must be one of {SUBSTRATES}, got {substrate!r}")
     if substrate == "mean":
         return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
-    sigma = _BLUR * math.sqrt(images.shape[-2] * images.shape[-1])
-    reach = math.ceil(3 * sigma)
-    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(images.dtype)
-    blurred = images.flatten(0, 1)[:, None]
-    for shape, pad in (((1, 1, 1, -1), (reach, reach, 0, 0)), ((1, 1, -1, 1), (0, 0, reach, reach))):
-        blurred = nnf.conv2d(nnf.pad(blurred, pad, mode="replicate"), kernel.reshape(shape))
-    return blurred.reshape(images.shape)
+    return gaussian_blur(images, _BLUR * math.sqrt(images.shape[-2] * images.shape[-1]))
 
 
 def deletion_auc(

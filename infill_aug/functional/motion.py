@@ -19,6 +19,7 @@ _LEAST_SIDE = 32  # pixels; smaller pictures tell too little
 _WHOLE = 0.12  # pixels from whole ones that count as whole
 _WORTH = 0.01  # of the picture that a motion has to explain beyond a simpler one
 _MOST = 0.05  # of the longer side: what would have moved farther is not the same picture
+_TILE, _TILES, _SETTLING = 192, 6, 3  # side in pixels, number, and steps
 _SCALE_PIXELS = 10_000  # that tell how well a motion fits
 
 
@@ -120,16 +121,19 @@ def fit_motion(original: Tensor, edited: Tensor, usable: Tensor | None, size: Se
     path = ((motion - no_motion()) @ corners) * sides[:, None]  # of the corners, in pixels
     if not bool(path.isfinite().all()) or float(path.abs().max()) > _MOST * max(size):
         return no_motion()
-    # Whole pixels need no interpolation, and editors that crop move by whole pixels.
-    mean = path.mean(dim=1)
-    mean = torch.where((mean - mean.round()).abs() < _WHOLE, mean.round(), mean)
     shift = no_motion()
-    shift[:, 2] = mean / sides
+    shift[:, 2] = path.mean(dim=1) / sides
+    shift = _whole(shift, size)
     # The simplest that explains as much as any.
     scores = [_explained(first, second, each, use) for each in (no_motion(), shift, motion)]
     if scores[0] >= max(scores) - _WORTH:
         return no_motion()
     return shift if scores[1] >= scores[2] - _WORTH else motion
+
+
+def steepness(picture: Tensor) -> Tensor:
+    """``(H, W)``: how much there is in a picture ``(3, H, W)`` to tell a motion by."""
+    return torch.hypot(*_slopes(_grey(picture)))
 
 
 def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,8 +158,17 @@ def _explained(first: Tensor, second: Tensor, motion: Tensor, use: Tensor) -> fl
 
 def _step(first: Tensor, second: Tensor, motion: Tensor, use: Tensor, affine: bool) -> Tensor:
     """One step of the Gauss-Newton method, to be added to the motion."""
+    found = _solved(*_equations(first, moved(second, motion), use, affine))
+    step = torch.zeros(2, 3, dtype=torch.float64)
+    step[:, 2] = found[:2]
+    if affine:
+        step[:, :2] = found[2:].view(2, 2)
+    return step
+
+
+def _equations(first: Tensor, now: Tensor, use: Tensor, affine: bool) -> tuple[Tensor, Tensor]:
+    """Normal equations of a step, in shares of the sides; of a shift, or of all six parameters."""
     height, width = first.shape[-2:]
-    now = moved(second, motion)
     across, down = _slopes(now)
     slope = torch.hypot(across, down)
     apart = _apart(first, now, slope)
@@ -172,12 +185,68 @@ def _step(first: Tensor, second: Tensor, motion: Tensor, use: Tensor, affine: bo
     scale = away[:: max(1, len(away) // _SCALE_PIXELS)].quantile(0.5).clamp(min=0.05)
     weight = 1 / (1 + (away / (1.5 * scale)) ** 2) ** 2 / (steepness + 0.02)
     weighted = jacobian * weight
-    gram = weighted @ jacobian.T
+    return weighted @ jacobian.T, weighted @ error
+
+
+def _solved(gram: Tensor, right: Tensor) -> Tensor:
     ridge = 1e-4 * gram.diagonal().mean() + 1e-12
-    found = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device),
-                               weighted @ error).cpu()  # fmt: skip
-    step = torch.zeros(2, 3, dtype=torch.float64)
-    step[:, 2] = found[:2]
-    if affine:
-        step[:, :2] = found[2:].view(2, 2)
-    return step
+    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), right).cpu()
+
+
+def settle_shift(
+    original: Callable[[Cut], Tensor],
+    edited: Callable[[Cut], Tensor],
+    size: Sequence[int],
+    motion: Tensor,
+    worth: Tensor,
+) -> Tensor:
+    """Measure a shift that was found on small copies again, on some parts of the pictures themselves.
+
+    Args:
+        original: gives a cut of the original, ``(3, r, c)`` float32 in 0..1.
+        edited: of the edited picture, likewise, of the same colours.
+        size: height and width of the pictures.
+        motion: ``(2, 3)``, of ``fit_motion``.
+        worth: ``(h, w)``, how much there is to tell by, of any size.
+
+    Returns:
+        ``(2, 3)`` float64; ``motion`` itself where it is more than a shift.
+    """
+    height, width = size
+    if not torch.equal(motion[:, :2], no_motion()[:, :2]) or min(size) < _TILE:
+        return motion
+    rows, columns = height // _TILE, width // _TILE
+    cells = nnf.adaptive_avg_pool2d(worth[None, None].float(), (rows, columns)).flatten()
+    tiles = []
+    for place in cells.topk(min(_TILES, len(cells))).indices.tolist():
+        top, left = place // columns * height // rows, place % columns * width // columns
+        cut = (slice(None), slice(top, top + _TILE), slice(left, left + _TILE))
+        tiles.append((_grey(original(cut)), (top, top + _TILE, left, left + _TILE)))
+    use = torch.zeros(_TILE, _TILE, dtype=torch.bool, device=worth.device)
+    use[4:-4, 4:-4] = True
+    shares = torch.tensor([_TILE / width, _TILE / height], dtype=torch.float64)
+    found = motion.clone()
+    for _ in range(_SETTLING):
+        equations = [
+            _equations(first, _grey(moved_part(edited, size, found, *tile)), use, affine=False) for first, tile in tiles
+        ]
+        found[:, 2] += _solved(*(torch.stack(each).sum(dim=0) for each in zip(*equations, strict=True))) * shares
+    off = (found - motion)[:, 2] * torch.tensor([width, height], dtype=torch.float64)
+    if not bool((off.abs() < max(size) / 256).all()):  # farther than the small copies could be wrong
+        return motion
+    return _whole(found, size)
+
+
+def _grey(picture: Tensor) -> Tensor:
+    """Brightness ``(1, H, W)``, a little smoothed."""
+    grey = (picture.new_tensor(_LUMA).view(3, 1, 1) * picture).sum(dim=0, keepdim=True)
+    return F.gaussian_blur(grey, [5, 5], [1.0, 1.0])
+
+
+def _whole(motion: Tensor, size: Sequence[int]) -> Tensor:
+    """A shift of whole pixels where it is about that: it needs no interpolation, and editors that crop make such."""
+    sides = torch.tensor([size[1], size[0]], dtype=torch.float64)
+    pixels = motion[:, 2] * sides
+    whole = no_motion()
+    whole[:, 2] = torch.where((pixels - pixels.round()).abs() < _WHOLE, pixels.round(), pixels) / sides
+    return whole

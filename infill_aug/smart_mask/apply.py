@@ -54,8 +54,8 @@ def apply_decision(
             part = hole[place_in_whole].float()
         else:
             assert decision.outline is not None
-            here = _unit(pair.rgb(original[:, above:below, before:after]))
-            there = aligned_part(lambda cut: _unit(pair.rgb(edited[cut])), (height, width), alignment, *outer)
+            here = unit(pair.rgb(original[:, above:below, before:after]))
+            there = aligned_part(lambda cut: unit(pair.rgb(edited[cut])), (height, width), alignment, *outer)
             part = outline_mask(decision.outline, difference_of(here, there), above, before, (height, width))[inner]
         if allowed is not None:
             part = part * allowed[place_in_whole]
@@ -83,7 +83,7 @@ def _box(near: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return bounds[0], bounds[1], bounds[2], bounds[3]
 
 
-def _unit(planes: Tensor) -> Tensor:
+def unit(planes: Tensor) -> Tensor:
     """Float32 in 0..1."""
     return planes.float() / _FULL.get(planes.dtype, 1.0)
 
@@ -98,7 +98,7 @@ def _harmonized(
 ) -> Tensor:
     """Planes of the edited picture with motion undone, and the drift of the colours where they are grey or RGB."""
     still = Alignment(alignment.motion, Alignment.none().colours)
-    moved = aligned_part(lambda part: _unit(edited[part]), edited.shape[-2:], still, top, bottom, left, right)
+    moved = aligned_part(lambda part: unit(edited[part]), edited.shape[-2:], still, top, bottom, left, right)
     if not alignment.drifts or not pair.plain:
         return moved
     colours = Alignment(Alignment.none().motion, alignment.colours)

@@ -216,5 +216,10 @@ def _drift(alignment: Alignment, size: tuple[int, int]) -> dict[str, tuple[float
         gain = float((forward[1] - forward[0]) / 0.5)
         gains.append(round(gain, 4))
         offsets.append(round(float(forward[0]) - gain * 0.25, 4))
-    shift = (alignment.motion[:, 2] * torch.tensor([size[1], size[0]], dtype=torch.float64)).tolist()
-    return {"gain": tuple(gains), "offset": tuple(offsets), "shift": tuple(round(v, 3) for v in shift)}
+    return {"gain": tuple(gains), "offset": tuple(offsets), "shift": shift_of(alignment, size)}
+
+
+def shift_of(alignment: Alignment, size: tuple[int, int]) -> tuple[float, float]:
+    """By how many pixels the editor moved the middle of the picture to the right and down."""
+    right, down = (alignment.motion[:, 2] * torch.tensor([size[1], size[0]], dtype=torch.float64)).tolist()
+    return round(right, 3) + 0.0, round(down, 3) + 0.0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from infill_aug.functional.blur import gaussian_blur
 from infill_aug.functional.difference import ciede2000, srgb_to_lab
 
 # Standard deviations in pixels. The finest sees edges and texture, the coarsest sees a faint change of a whole object
 # through the noise.
 _SCALES = (0.7, 1.5, 3.0)
+_REACH = 2.5  # of the blurs, in standard deviations
 _LEAST = 1.0  # CIEDE2000 units: what nobody sees is no edit, however little noise there is
 _QUANTILE = 0.3  # of the differences that the noise is read from: up to 70 % of the picture may be edit
 _FIT_STEPS = 12
@@ -46,10 +46,10 @@ def change_evidence(original: Tensor, edited: Tensor, usable: Tensor | None = No
     first, second = srgb_to_lab(original), srgb_to_lab(edited)
     total = torch.zeros_like(first[0])
     for sigma in _SCALES:
-        a, b = _blur(first, sigma), _blur(second, sigma)
+        a, b = gaussian_blur(first, sigma, _REACH), gaussian_blur(second, sigma, _REACH)
         difference = ciede2000(a, b)[0]
         # Where one of the two is plain, the other's detail is no noise.
-        contrast = _blur(torch.minimum(_slope(a), _slope(b))[None], sigma)[0]
+        contrast = gaussian_blur(torch.minimum(_slope(a), _slope(b))[None], sigma, _REACH)[0]
         constant, share = _noise(difference, contrast, usable)
         total += (difference / (constant + share * contrast).clamp(min=_LEAST)).clamp(min=1e-3).log()
     return (total / len(_SCALES)).exp(), difference
@@ -85,13 +85,3 @@ def _slope(lab: Tensor) -> Tensor:
     across = nnf.pad(lab[:, :, 2:] - lab[:, :, :-2], (1, 1)) / 2 if lab.shape[2] > 2 else torch.zeros_like(lab)
     down = nnf.pad(lab[:, 2:] - lab[:, :-2], (0, 0, 1, 1)) / 2 if lab.shape[1] > 2 else torch.zeros_like(lab)
     return (across.square() + down.square()).sum(dim=0).sqrt()
-
-
-def _blur(picture: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of ``(C, H, W)``, for pictures of any size."""
-    reach = math.ceil(2.5 * sigma)
-    offsets = torch.arange(-reach, reach + 1, device=picture.device, dtype=picture.dtype)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    wide = nnf.pad(picture[:, None], (reach, reach, reach, reach), mode="replicate")
-    return nnf.conv2d(nnf.conv2d(wide, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0]

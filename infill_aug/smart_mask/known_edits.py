@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
+from infill_aug.functional.blur import gaussian_blur
+
 EDITS = ("recolour", "retexture", "relight", "replace")
 ARTEFACTS = ("decoder", "drift", "jpeg", "distractors", "shift")
 
@@ -77,7 +79,7 @@ def known_edit(
     changed = {"recolour": _recolour, "retexture": _retexture, "relight": _relight, "replace": _replace}[edit](
         image, mask, other, draw
     )
-    alpha = _blur(mask.float(), 0.5) * mask  # an edge as a drawing has it
+    alpha = gaussian_blur(mask.float(), 0.5) * mask  # an edge as a drawing has it
     edited = torch.lerp(image, changed.clamp(0, 1), alpha)
     # In this order: the model redraws, the service colours, moves and stores.
     if "distractors" in artefacts:
@@ -108,13 +110,6 @@ class _Draw:
 
     def noise(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
-
-
-def _blur(picture: Tensor, sigma: float) -> Tensor:
-    size = 2 * math.ceil(3 * sigma) + 1
-    # Reflection needs pictures larger than the kernel.
-    most = 2 * (min(picture.shape[-2:]) // 2) - 1
-    return F.gaussian_blur(picture, [max(1, min(size, most))] * 2, [sigma] * 2)
 
 
 def _cover(donor: Tensor, size: torch.Size, draw: _Draw) -> Tensor:
@@ -148,9 +143,9 @@ def _recolour(image: Tensor, mask: Tensor, other: Tensor, draw: _Draw) -> Tensor
 
 def _retexture(image: Tensor, mask: Tensor, other: Tensor, draw: _Draw) -> Tensor:
     sigma = 0.02 * max(image.shape[-2:])
-    smooth, rough = _blur(image, sigma), other - _blur(other, sigma)
+    smooth, rough = gaussian_blur(image, sigma), other - gaussian_blur(other, sigma)
     rough = rough * (draw.between(0.08, 0.14) / rough[:, mask[0]].std().clamp(min=0.02))
-    return smooth + rough + 0.4 * (_blur(other, sigma) - smooth) * draw.between(0.5, 1)
+    return smooth + rough + 0.4 * (gaussian_blur(other, sigma) - smooth) * draw.between(0.5, 1)
 
 
 def _relight(image: Tensor, mask: Tensor, other: Tensor, draw: _Draw) -> Tensor:
@@ -194,8 +189,8 @@ def _decode(edited: Tensor, draw: _Draw, strength: float) -> Tensor:
     small = F.resize(edited, [max(1, height // 2), max(1, width // 2)], antialias=True)
     low = F.resize(small, [height, width], interpolation=F.InterpolationMode.BICUBIC)
     high = edited - low
-    spread = _blur((high**2).mean(dim=0, keepdim=True), 2.0).sqrt()
-    grain = _blur(draw.noise(1, height, width), 0.7)
+    spread = gaussian_blur((high**2).mean(dim=0, keepdim=True), 2.0).sqrt()
+    grain = gaussian_blur(draw.noise(1, height, width), 0.7)
     redrawn = low + 0.5 * high + 0.8 * spread * grain / grain.std().clamp(min=1e-6)
     blotches = F.resize(draw.noise(3, max(1, height // 16), max(1, width // 16)), [height, width])
     return edited + strength * draw.between(0.5, 1) * (redrawn - edited + 0.006 * blotches)

@@ -13,11 +13,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from infill_aug.checks import is_integer
-from infill_aug.functional.alignment import Alignment
+from infill_aug.functional.alignment import Alignment, settled
 from infill_aug.functional.masks import feather_mask
+from infill_aug.functional.motion import steepness
 from infill_aug.smart_mask.allowed import area_of
-from infill_aug.smart_mask.apply import apply_decision, composite_planes
-from infill_aug.smart_mask.decision import SIDE, Decision, decide, decide_hinted
+from infill_aug.smart_mask.apply import apply_decision, composite_planes, unit
+from infill_aug.smart_mask.decision import SIDE, Decision, decide, decide_hinted, shift_of
 from infill_aug.smart_mask.difference import difference_mask
 from infill_aug.smart_mask.pictures import Pair, pair_of
 from infill_aug.smart_mask.result import PictureReport, SmartMaskResult
@@ -193,10 +194,25 @@ class SmartMask:
         hint = None if hint is None else _shrunk(hint[None], small)[0]
         if self.whole_hint:
             assert hint is not None
-            return decide_hinted(original, edited, size, hint)
-        if allowed is not None:
-            allowed = ~_shrunk(~allowed[None], small)[0]
-        return decide(original, edited, size, hint=hint, allowed=allowed, regions=self.regions)
+            decision = decide_hinted(original, edited, size, hint)
+        else:
+            if allowed is not None:
+                allowed = ~_shrunk(~allowed[None], small)[0]
+            decision = decide(original, edited, size, hint=hint, allowed=allowed, regions=self.regions)
+        return decision if small == size else self._settled(pair, place, decision, original)
+
+    def _settled(self, pair: Pair, place: int, decision: Decision, small: Tensor) -> Decision:
+        """The decision, its shift measured again at full size, where nothing was edited."""
+        size = (pair.original.shape[-2], pair.original.shape[-1])
+        worth = steepness(small)
+        if decision.outline is not None:
+            worth = worth * (decision.outline.reach[0, 0] == 0)
+        alignment = settled(
+            lambda cut: unit(pair.rgb(pair.original[place][cut])), lambda cut: unit(pair.rgb(pair.edited[place][cut])),
+            size, decision.alignment, worth,
+        )  # fmt: skip
+        report = dataclasses.replace(decision.report, shift=shift_of(alignment, size))
+        return dataclasses.replace(decision, alignment=alignment, report=report)
 
 
 class _Difference(SmartMask):
