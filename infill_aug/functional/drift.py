@@ -11,6 +11,7 @@ from torch import Tensor
 _SAMPLES = 10_000  # pixels that a fit looks at
 _PART_SAMPLES = 2_000  # of a part of the picture
 _STEPS = 8
+_LOW = 0.2  # quantile of the errors that an edit of most of the picture does not reach
 _FINEST = 0.01  # differences (0..1) below it are all as good
 # Beyond these a change of colours is none of the whole picture: channels mixed, gain, offset.
 _MOST = (0.2, 0.5, 0.25)
@@ -135,18 +136,19 @@ def _likeliest(data: _Data, places: Tensor, same: Tensor) -> Tensor:
             fits.append(_refined(data.part(at[:: max(1, len(at) // _PART_SAMPLES)]), same, robust=True))
     some = data.part(torch.arange(0, len(data.y), max(1, len(data.y) // (2 * _PART_SAMPLES)), device=same.device))
     errors = torch.stack([some.errors(fit) for fit in fits])
-    scale = errors.quantile(0.4, dim=1).min().clamp(min=_FINEST)
+    scale = errors.quantile(_LOW, dim=1).min().clamp(min=_FINEST)
     score = (1 / (1 + (errors / (1.5 * scale)) ** 2) ** 2).mean(dim=1)
     # What mixes channels a lot, and takes the colour out of what was painted, is no drift, however much it explains.
     return fits[int((score - torch.stack([_unlikeliness(fit) for fit in fits])).argmax())]
 
 
 def _places(height: int, width: int, device: torch.device) -> Tensor:
-    """``(N, height * width)`` bool: all, the rim, halves and quarters."""
+    """``(N, height * width)`` bool: all, the rim, the middle, halves and quarters."""
     y = ((torch.arange(height, device=device) + 0.5) / height)[:, None].expand(-1, width)
     x = ((torch.arange(width, device=device) + 0.5) / width).expand(height, -1)
     rim = torch.minimum(torch.minimum(x, 1 - x), torch.minimum(y, 1 - y)) < 0.15
-    parts = [torch.ones_like(rim), rim, x < 0.5, x > 0.5, y < 0.5, y > 0.5]
+    middle = torch.maximum((x - 0.5).abs(), (y - 0.5).abs()) < 0.25
+    parts = [torch.ones_like(rim), rim, middle, x < 0.5, x > 0.5, y < 0.5, y > 0.5]
     parts += [(x < 0.5) & (y < 0.5), (x > 0.5) & (y < 0.5), (x < 0.5) & (y > 0.5), (x > 0.5) & (y > 0.5)]
     return torch.stack(parts).flatten(1)
 
@@ -170,7 +172,7 @@ def _refined(data: _Data, fit: Tensor, robust: bool) -> Tensor:
             weight = data.whole.double()
         else:
             late = not robust or step >= _STEPS // 2
-            scale = error.quantile(0.4 if late else 0.5).clamp(min=_FINEST)
+            scale = error.quantile(_LOW if late else 0.5).clamp(min=_FINEST)
             weight = data.whole / (1 + (error / (1.5 * scale)) ** 2) ** (2 if late else 1)
         # Of the number of pixels, not of the weights: where nothing is explained, the prior is what counts.
         weighted = data.features * (weight / len(weight))[:, None]

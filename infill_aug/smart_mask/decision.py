@@ -22,8 +22,9 @@ SIDE = 512  # longer side that decisions are taken at
 _PRICE = 5.0  # of outline, in the unit of ``_INSIDE``
 _INSIDE, _OUTSIDE = 2.5, 0.5  # how much one pixel can say for and against: what an edit leaves as it was says little
 _HINTED = 0.3  # what a hint says for the pixels in it
-_REDRAWN = 6.0  # CIEDE2000 units: a noise of that size is no noise, the picture is another one
-_TAIL = 2.6  # times a low quantile of the ratio
+_LOW = 0.15  # quantile that an edit of most of the picture does not reach
+_REDRAWN = 4.0  # CIEDE2000 units: a noise of that size is no noise, the picture is another one
+_TAIL = 4.0  # times a low quantile of the ratio
 _CUT = 1.5 / 255
 _MOST_REPORTED = 16
 _UNIT = "times the noise"
@@ -76,8 +77,8 @@ def decide(
     ratio, difference = change_evidence(original, edited, outside)
     # Noise has a tail: the more of the picture is noise that can be seen, the farther above it an edit has to stand.
     sample = ratio.flatten()[:: max(1, ratio.numel() // 20_000)]
-    threshold, explained = change_threshold(ratio, max(LEAST, _TAIL * float(sample.quantile(0.3))))
-    if float(difference.flatten()[:: max(1, difference.numel() // 20_000)].quantile(0.3)) > _REDRAWN:
+    threshold, explained = change_threshold(ratio, max(LEAST, _TAIL * float(sample.quantile(_LOW))))
+    if float(difference.flatten()[:: max(1, difference.numel() // 20_000)].quantile(_LOW)) > _REDRAWN:
         # No part of the picture is left to tell noise from edit by.
         everywhere = torch.ones_like(ratio, dtype=torch.bool)
         free = everywhere if allowed is None else everywhere & allowed[0]

@@ -14,7 +14,9 @@ from infill_aug.functional.difference import ciede2000, srgb_to_lab
 _SCALES = (0.7, 1.5, 3.0)
 _REACH = 2.5  # of the blurs, in standard deviations
 _LEAST = 1.0  # CIEDE2000 units: what nobody sees is no edit, however little noise there is
-_QUANTILE = 0.3  # of the differences that the noise is read from: up to 70 % of the picture may be edit
+# The noise is read from a low quantile of the differences, which an edit of most of the picture does not reach, and
+# brought up to the level that noise of two dimensions has at its quantile of 0.3.
+_QUANTILE, _LEVEL = 0.15, 1.48
 _FIT_STEPS = 12
 _FIT_PIXELS = 20_000
 
@@ -51,7 +53,7 @@ def change_evidence(original: Tensor, edited: Tensor, usable: Tensor | None = No
         # Where one of the two is plain, the other's detail is no noise.
         contrast = gaussian_blur(torch.minimum(_slope(a), _slope(b))[None], sigma, _REACH)[0]
         constant, share = _noise(difference, contrast, usable)
-        total += (difference / (constant + share * contrast).clamp(min=_LEAST)).clamp(min=1e-3).log()
+        total += (difference / (_LEVEL * (constant + share * contrast)).clamp(min=_LEAST)).clamp(min=1e-3).log()
     return (total / len(_SCALES)).exp(), difference
 
 
