@@ -136,7 +136,7 @@ def test_without_a_command_it_prints_help(capsys):
     assert "demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "inspect", "verify", "prune", "profiles", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "build", "inspect", "verify", "prune", "profiles", "smart-mask", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

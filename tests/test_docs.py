@@ -45,6 +45,13 @@ def test_the_python_and_the_yaml_of_the_variation_page_run():
     assert variation(infill, mask).shape == infill.shape
 
 
+def test_the_python_of_the_smart_mask_page_runs():
+    page, names = ROOT / "docs" / "smart_mask.md", {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    assert names["result"].confidence > 0.9
+
+
 def test_the_python_of_the_feedback_page_runs():
     page, names = ROOT / "docs" / "feedback.md", {}
     for block in blocks(page, "python"):

@@ -69,7 +69,8 @@ def composite(image: Tensor, infill: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         take = mask if not infill.is_floating_point() else mask & infill.isfinite()
         return torch.where(take, infill, image)
-    blend = torch.lerp(image.float(), infill.float(), mask.float())
+    exact = torch.promote_types(image.dtype, torch.float32)  # 8 bits and halves in single precision
+    blend = torch.lerp(image.to(exact), infill.to(exact), mask.to(exact))
     take = mask > 0
     if infill.is_floating_point():
         take = take & blend.isfinite()

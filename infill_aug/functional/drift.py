@@ -63,7 +63,8 @@ def fit_drift(original: Tensor, edited: Tensor, usable: Tensor | None = None, st
         picture's; exactly ``no_drift()`` where it is less than rounding.
 
     Example:
-        >>> picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+        >>> picture = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
         >>> colours = fit_drift(picture, 0.8 * picture + 0.1)
         >>> bool(torch.allclose(coloured(0.8 * picture + 0.1, colours), picture, atol=0.01))
         True

@@ -49,10 +49,7 @@ def moved_part(
                             slice(int(columns[0]), int(columns[-1]) + 1)))  # fmt: skip
             rows, columns = (rows - rows[0]).to(part.device), (columns - columns[0]).to(part.device)
             return part.index_select(1, rows).index_select(2, columns)
-    y = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) / height - 0.5
-    x = (torch.arange(left, right, dtype=torch.float64) + 0.5) / width - 0.5
-    at_x = (m[0][0] * x)[None, :] + (m[0][1] * y + m[0][2])[:, None]
-    at_y = (m[1][0] * x)[None, :] + (m[1][1] * y + m[1][2])[:, None]
+    at_x, at_y = _looked_up(size, m, range(top, bottom), range(left, right))
     cut, places = [slice(None)], []
     for at, side in ((at_y, height), (at_x, width)):
         low, high = (float(v) for v in ((at + 0.5) * side - 0.5).aminmax())
@@ -65,10 +62,26 @@ def moved_part(
     return nnf.grid_sample(part[None], grid[None], "bicubic", "border", align_corners=False)[0].clamp_(0, 1)
 
 
+def _looked_up(size: Sequence[int], motion: list[list[float]], rows: range, columns: range) -> tuple[Tensor, Tensor]:
+    """``(r, c)`` float64 twice, where ``motion`` says, to the right and down: shares of the sides from the centre."""
+    height, width = size
+    y = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) / height - 0.5
+    x = (torch.arange(columns.start, columns.stop, dtype=torch.float64) + 0.5) / width - 0.5
+    return tuple((m[0] * x)[None, :] + (m[1] * y + m[2])[:, None] for m in motion)  # type: ignore[return-value]
+
+
 def moved(picture: Tensor, motion: Tensor) -> Tensor:
     """All of a picture ``(C, H, W)``, looked up where ``motion`` says."""
     height, width = picture.shape[-2:]
     return moved_part(lambda cut: picture[cut], (height, width), motion, 0, height, 0, width)
+
+
+def has_source(size: Sequence[int], motion: Tensor, device: torch.device) -> Tensor:
+    """``(1, H, W)`` bool: whether ``motion`` looks up what lies in the picture, and nothing beyond its rim."""
+    height, width = size
+    at_x, at_y = _looked_up(size, motion.tolist(), range(height), range(width))
+    # Bicubic interpolation looks two pixels around.
+    return ((at_x.abs() <= 0.5 - 1.5 / width) & (at_y.abs() <= 0.5 - 1.5 / height))[None].to(device)
 
 
 def fit_motion(original: Tensor, edited: Tensor, usable: Tensor | None, size: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from infill_aug.functional.alignment import Alignment, align, aligned
 from infill_aug.functional.difference import ciede2000, srgb_to_lab
 from infill_aug.functional.drift import coloured
+from infill_aug.functional.motion import has_source
 from infill_aug.smart_mask.evidence import change_evidence
 from infill_aug.smart_mask.outline import Outline, fit_outline
 from infill_aug.smart_mask.regions import Selection, select_regions
@@ -38,13 +40,36 @@ class Decision:
         alignment: what the editor did to the picture as a whole.
         outline: the mask, to be drawn at any size; ``None`` where nothing is taken.
         allowed: ``(1, h, w)`` bool, where the edit may be; ``None``: anywhere.
-        report: of the picture, at the size that was decided on.
+        report: of the picture, in pixels of ``size``.
+        size: height and width of the pictures that were decided on.
     """
 
     alignment: Alignment
     outline: Outline | None
     allowed: Tensor | None
     report: PictureReport
+    size: tuple[int, int]
+
+    def at(self, size: tuple[int, int]) -> Decision:
+        """The same decision on pictures of another size: its report is in their pixels."""
+        if size == self.size:
+            return self
+        down, across = size[0] / self.size[0], size[1] / self.size[1]
+        regions = tuple(
+            dataclasses.replace(
+                region,
+                box=_scaled(region.box, across, down),
+                area=round(region.area * across * down),
+            )
+            for region in self.report.regions
+        )
+        report = dataclasses.replace(self.report, regions=regions, shift=shift_of(self.alignment, size))
+        return dataclasses.replace(self, report=report, size=size)
+
+
+def _scaled(box: tuple[int, ...], across: float, down: float) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return math.floor(left * across), math.floor(top * down), math.ceil(right * across), math.ceil(bottom * down)
 
 
 def decide(
@@ -77,7 +102,7 @@ def decide(
     ratio, difference = change_evidence(original, edited, outside)
     # Noise has a tail: the more of the picture is noise that can be seen, the farther above it an edit has to stand.
     sample = ratio.flatten()[:: max(1, ratio.numel() // 20_000)]
-    threshold, explained = change_threshold(ratio, max(LEAST, _TAIL * float(sample.quantile(_LOW))))
+    threshold = change_threshold(ratio, max(LEAST, _TAIL * float(sample.quantile(_LOW))))
     if float(difference.flatten()[:: max(1, difference.numel() // 20_000)].quantile(_LOW)) > _REDRAWN:
         # No part of the picture is left to tell noise from edit by.
         everywhere = torch.ones_like(ratio, dtype=torch.bool)
@@ -93,7 +118,7 @@ def decide(
         inside = cheapest_outline(-says, outline_ease(original, edited, _PRICE))
         area = inside > 0.5 if allowed is None else (inside > 0.5) & allowed[0]
         selection = select_regions(area, ratio.div(threshold).log1p(), regions)
-        confidence = _confidence(selection, ratio, threshold, inside, explained)
+        confidence = _confidence(selection, ratio, threshold, inside)
         note = _note(selection, alignment)
     mask = selection.mask.to(original.device)
     outline = fit_outline(mask, original, edited) if bool(mask.any()) else None
@@ -106,7 +131,7 @@ def decide(
         **_drift(alignment, size),  # type: ignore[arg-type]
         note=note,
     )
-    return Decision(alignment, outline, allowed, report)
+    return Decision(alignment, outline, allowed, report, size)
 
 
 def decide_hinted(original: Tensor, edited: Tensor, size: tuple[int, int], hint: Tensor) -> Decision:
@@ -133,23 +158,28 @@ def decide_hinted(original: Tensor, edited: Tensor, size: tuple[int, int], hint:
         share=float(hint.float().mean()),
         **_drift(alignment, size),  # type: ignore[arg-type]
     )
-    return Decision(alignment, None, None, report)
+    return Decision(alignment, None, None, report, size)
 
 
 def _comparable(original: Tensor, edited: Tensor, alignment: Alignment) -> Tensor:
-    """The edited picture aligned, and equal to the original where a drift cut off what it was.
+    """The edited picture aligned, and equal to the original where it can't tell.
 
-    A channel at the end of its range says that it was there or beyond; where the original was, nothing differs.
+    That is where a motion brought in what lay outside of it, and where a drift cut off a channel: at the end of its
+    range it says that it was there or beyond, and where the original was just so, nothing differs.
     """
     moved = aligned(edited, Alignment(alignment.motion, Alignment.none().colours))
+    if alignment.moves:
+        moved = torch.where(has_source(moved.shape[-2:], alignment.motion, moved.device), moved, original)
     if not alignment.drifts:
         return moved
     mended = coloured(moved, alignment.colours)
+    # What lay outside is the original's already, and has no drift.
+    mended = torch.where(moved == original, original, mended) if alignment.moves else mended
     cut = ((moved >= 1 - _CUT) & (original > mended)) | ((moved <= _CUT) & (original < mended))
     return torch.where(cut, original, mended)
 
 
-def _confidence(selection: Selection, ratio: Tensor, threshold: float, inside: Tensor, explained: float) -> float:
+def _confidence(selection: Selection, ratio: Tensor, threshold: float, inside: Tensor) -> float:
     """0..1: how clearly the edit stands out, how sure the outline is, and how far the other regions are behind."""
     mask = selection.mask.to(ratio.device)
     if not bool(mask.any()):
@@ -190,10 +220,9 @@ def _described(selection: Selection, original: Tensor, edited: Tensor, size: tup
             continue
         rows, columns = boxes[place]
         member = torch.from_numpy(labels[rows, columns] == place + 1)
-        box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
         described.append(
             Region(
-                box=(math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])),
+                box=_scaled((columns.start, rows.start, columns.stop, rows.stop), across, down),
                 area=round(int(member.sum()) * across * down),
                 strength=round(float(apart[rows, columns][member].mean()), 3),
                 evidence=round(evidence, 4),

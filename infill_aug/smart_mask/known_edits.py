@@ -178,7 +178,7 @@ def _distract(edited: Tensor, mask: Tensor, other: Tensor, draw: _Draw, strength
         long, short = math.sqrt(area * ratio / math.pi), math.sqrt(area / ratio / math.pi)
         x, y = columns - column, rows - row
         along, across = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
-        inside = ((along / max(long, 0.5)) ** 2 + (across / max(short, 0.5)) ** 2 <= 1) & free
+        inside = (area > 0) & ((along / max(long, 0.5)) ** 2 + (across / max(short, 0.5)) ** 2 <= 1) & free
         new = other if draw.between(0, 1) < 0.5 else edited.roll((int(2 * short) + 3, int(2 * long) + 3), (-2, -1))
         edited = torch.where(inside, new, edited)
     return edited
@@ -191,7 +191,7 @@ def _decode(edited: Tensor, draw: _Draw, strength: float) -> Tensor:
     high = edited - low
     spread = gaussian_blur((high**2).mean(dim=0, keepdim=True), 2.0).sqrt()
     grain = gaussian_blur(draw.noise(1, height, width), 0.7)
-    redrawn = low + 0.5 * high + 0.8 * spread * grain / grain.std().clamp(min=1e-6)
+    redrawn = low + 0.5 * high + 0.8 * spread * grain / grain.std(correction=0).clamp(min=1e-6)
     blotches = F.resize(draw.noise(3, max(1, height // 16), max(1, width // 16)), [height, width])
     return edited + strength * draw.between(0.5, 1) * (redrawn - edited + 0.006 * blotches)
 

@@ -14,7 +14,7 @@ _STEP = 0.35  # of the primal and of the dual side; their product must stay belo
 _ROUNDS = 100
 
 
-def change_threshold(ratio: Tensor, least: float = LEAST) -> tuple[float, float]:
+def change_threshold(ratio: Tensor, least: float = LEAST) -> float:
     """The ratio of difference to noise that parts changed from unchanged pixels: Otsu's (1979), of its logarithm.
 
     Args:
@@ -22,17 +22,17 @@ def change_threshold(ratio: Tensor, least: float = LEAST) -> tuple[float, float]
         least: lowest threshold.
 
     Returns:
-        The threshold, and the share of the variance that it explains, 0..1.
+        The threshold.
 
     Example:
         >>> ratio = torch.cat([torch.full((90,), 0.5), torch.full((10,), 8.0)]).view(10, 10)
-        >>> 1.5 <= change_threshold(ratio)[0] < 8
+        >>> 1.5 <= change_threshold(ratio) < 8
         True
     """
     values = ratio.clamp(min=0.05).log().flatten()
     low, high = (float(v) for v in values.aminmax())
     if high - low < 1e-6:
-        return max(least, 1e-6), 0.0
+        return least
     counts = torch.histc(values.float().cpu(), _BINS, low, high).double()
     width = (high - low) / _BINS
     centres = low + (torch.arange(_BINS, dtype=torch.float64) + 0.5) * width
@@ -40,13 +40,10 @@ def change_threshold(ratio: Tensor, least: float = LEAST) -> tuple[float, float]
     sums = (counts * centres).cumsum(0)
     mean = sums[-1] / total
     between = (mean * below - sums).square() / (below * (total - below)).clamp(min=1e-9)
-    variance = (counts * (centres - mean).square()).sum() / total
     edges = centres + width / 2
     between[(edges < torch.tensor(least).log()) | (below >= total)] = 0
     best = int(between.argmax())
-    if float(between[best]) == 0:
-        return least, 0.0
-    return float(edges[best].exp()), float((between[best] / total / variance).clamp(0, 1))
+    return float(edges[best].exp()) if float(between[best]) > 0 else least
 
 
 def cheapest_outline(cost: Tensor, ease: Tensor) -> Tensor:

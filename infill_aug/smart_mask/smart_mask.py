@@ -158,8 +158,9 @@ class SmartMask:
             dataclasses.replace(each, report=dataclasses.replace(each.report, note=_joined(each.report.note, note)))
             for each in decisions
         )
-        mask = torch.stack(masks) if pair.batched else masks[0]
-        composite = pair.pack(torch.stack(planes))
+        mask = torch.stack(masks) if count > 1 else masks[0][None] if pair.batched else masks[0]
+        # Not stacked where there is one: of a hundred megapixels a copy is 300 MB.
+        composite = pair.pack(torch.stack(planes) if count > 1 else planes[0][None])
         return SmartMaskResult(mask, composite, tuple(each.report for each in decisions), decisions)
 
     def _one(
@@ -169,8 +170,8 @@ class SmartMask:
         allowed = None if hint is None else hint
         if kept is not None:
             allowed = ~kept if allowed is None else allowed & ~kept
-        if decision is None:
-            decision = self._decide(pair, place, hint, allowed)
+        size = (pair.original.shape[-2], pair.original.shape[-1])
+        decision = self._decide(pair, place, hint, allowed) if decision is None else decision.at(size)
         soft = None
         if decision.allowed is not None:
             soft = _grown(decision.allowed, pair.original.shape[-2:])
@@ -188,7 +189,7 @@ class SmartMask:
         size = (pair.original.shape[-2], pair.original.shape[-1])
         if bool(torch.equal(pair.original[place], pair.edited[place])):
             report = PictureReport(0.0, "", (), 1.0, 0.0, note="the pictures are identical")
-            return Decision(Alignment.none(), None, allowed, report)
+            return Decision(Alignment.none(), None, allowed, report, size)
         small = _fitted(size, SIDE)
         original, edited = (_small_unit(pair, planes[place], small) for planes in (pair.original, pair.edited))
         hint = None if hint is None else _shrunk(hint[None], small)[0]
@@ -227,7 +228,8 @@ class _Difference(SmartMask):
         for area in (hint, None if kept is None else ~kept):
             mask = mask if area is None else mask * area
         report = PictureReport(10.0, "%", regions, math.nan, round(float(mask.mean()), 6))
-        decision = Decision(Alignment.none(), None, None, report)
+        size = (pair.original.shape[-2], pair.original.shape[-1])
+        decision = Decision(Alignment.none(), None, None, report, size)
         return mask, composite_planes(pair.original[place], pair.edited[place], mask), decision
 
 
