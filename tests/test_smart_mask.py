@@ -841,3 +841,18 @@ def test_a_hundred_megapixels_need_less_than_a_gigabyte_beyond_the_pictures(tmp_
         assert extra < 1e9, extra
     """
     assert launch(script, tmp_path) == 0
+
+
+def test_a_shift_seen_in_a_preview_is_measured_again_at_full_size():
+    generator = torch.Generator().manual_seed(5)
+    original = torch.nn.functional.interpolate(torch.rand(1, 3, 60, 80, generator=generator), scale_factor=16.0)[0]
+    original = (original * 200 + 20).to(torch.uint8)
+    edited = original.roll((2, 3), dims=(1, 2))
+    edited[:, 300:600, 400:800] = edited[:, 300:600, 400:800] // 2
+    smart = SmartMask()
+    seen = smart.preview(original, edited, side=400)
+    full = smart(original, edited, decision=seen.decision)
+    assert full.reports[0].shift == (3.0, 2.0)
+    assert full.composite[:, :200].equal(original[:, :200])
+    inside = slice(350, 550), slice(450, 750)
+    assert full.composite[:, *inside].equal(edited[:, 352:552, 453:753])

@@ -136,12 +136,10 @@ def fit_motion(original: Tensor, edited: Tensor, usable: Tensor | None, size: Se
         return no_motion()
     shift = no_motion()
     shift[:, 2] = path.mean(dim=1) / sides
-    shift = _whole(shift, size)
     # The simplest that explains as much as any.
-    scores = [_explained(first, second, each, use) for each in (no_motion(), shift, motion)]
-    if scores[0] >= max(scores) - _WORTH:
-        return no_motion()
-    return shift if scores[1] >= scores[2] - _WORTH else motion
+    candidates = [no_motion(), _whole(shift, size), shift, motion]
+    scores = [_explained(first, second, each, use) for each in candidates]
+    return next(each for each, score in zip(candidates, scores, strict=True) if score >= max(scores) - _WORTH)
 
 
 def steepness(picture: Tensor) -> Tensor:

@@ -171,7 +171,10 @@ class SmartMask:
         if kept is not None:
             allowed = ~kept if allowed is None else allowed & ~kept
         size = (pair.original.shape[-2], pair.original.shape[-1])
-        decision = self._decide(pair, place, hint, allowed) if decision is None else decision.at(size)
+        if decision is None:
+            decision = self._decide(pair, place, hint, allowed)
+        elif decision.size != size:
+            decision = self._settled(pair, place, decision.at(size))
         soft = None
         if decision.allowed is not None:
             soft = _grown(decision.allowed, pair.original.shape[-2:])
@@ -200,14 +203,17 @@ class SmartMask:
             if allowed is not None:
                 allowed = ~_shrunk(~allowed[None], small)[0]
             decision = decide(original, edited, size, hint=hint, allowed=allowed, regions=self.regions)
-        return decision if small == size else self._settled(pair, place, decision, original)
+        return decision if small == size else self._settled(pair, place, decision)
 
-    def _settled(self, pair: Pair, place: int, decision: Decision, small: Tensor) -> Decision:
+    def _settled(self, pair: Pair, place: int, decision: Decision) -> Decision:
         """The decision, its shift measured again at full size, where nothing was edited."""
+        if not decision.alignment.moves:
+            return decision
         size = (pair.original.shape[-2], pair.original.shape[-1])
-        worth = steepness(small)
+        worth = steepness(_small_unit(pair, pair.original[place], _fitted(size, SIDE)))
         if decision.outline is not None:
-            worth = worth * (decision.outline.reach[0, 0] == 0)
+            reach = nnf.interpolate(decision.outline.reach, size=worth.shape, mode="nearest")[0, 0]
+            worth = worth * (reach == 0)
         alignment = settled(
             lambda cut: unit(pair.rgb(pair.original[place][cut])), lambda cut: unit(pair.rgb(pair.edited[place][cut])),
             size, decision.alignment, worth,
