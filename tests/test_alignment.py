@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as nnf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests_support import scene
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
@@ -14,19 +15,6 @@ from infill_aug.functional.motion import moved, no_motion
 
 HEIGHT, WIDTH = 120, 160
 SIDES = torch.tensor([WIDTH, HEIGHT], dtype=torch.float64)
-
-
-def scene(seed: int, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
-    """A smooth background, some ellipses and a fine texture, ``(3, H, W)``, well inside of the range."""
-    generator = torch.Generator().manual_seed(seed)
-    image = 0.25 + 0.5 * F.resize(torch.rand(3, 4, 5, generator=generator), [height, width])
-    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    for _ in range(8):
-        row, column, size, ratio = torch.rand(4, generator=generator).tolist()
-        inside = ((y - row) / (0.05 + 0.12 * size)) ** 2 + ((x - column) / (0.04 + 0.12 * ratio)) ** 2 < 1
-        image = torch.where(inside, 0.2 + 0.6 * torch.rand(3, 1, 1, generator=generator), image)
-    grain = F.gaussian_blur(torch.randn(1, height + 4, width + 4, generator=generator), [5, 5], [1.0, 1.0])
-    return (image + 0.05 * grain[:, 2:-2, 2:-2]).clamp(0.1, 0.85)
 
 
 def shifted(picture: torch.Tensor, right: float, down: float) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A drift of colours is found and undone, whatever an edit did to a part of the picture."""
 
 import pytest
+import tests_support
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,15 +15,7 @@ NONE = no_drift()
 
 
 def scene(seed: int, height: int = 90, width: int = 120) -> torch.Tensor:
-    """A smooth background, some ellipses and a fine texture, ``(3, H, W)``, well inside of the range."""
-    generator = torch.Generator().manual_seed(seed)
-    image = 0.25 + 0.5 * F.resize(torch.rand(3, 4, 5, generator=generator), [height, width])
-    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    for _ in range(8):
-        row, column, size, ratio = torch.rand(4, generator=generator).tolist()
-        inside = ((y - row) / (0.05 + 0.12 * size)) ** 2 + ((x - column) / (0.04 + 0.12 * ratio)) ** 2 < 1
-        image = torch.where(inside, 0.2 + 0.6 * torch.rand(3, 1, 1, generator=generator), image)
-    return (image + 0.03 * torch.randn(3, height, width, generator=generator)).clamp(0.15, 0.85)
+    return tests_support.scene(seed, height, width)
 
 
 def bytes_of(picture: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import tests_support
 import torch
 import torch.nn.functional as nnf
 from hypothesis import given, settings
@@ -18,16 +19,7 @@ NONE = no_motion()
 
 
 def scene(seed: int, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
-    """A smooth background, some ellipses and a fine texture, ``(3, H, W)``."""
-    generator = torch.Generator().manual_seed(seed)
-    image = 0.25 + 0.5 * F.resize(torch.rand(3, 4, 5, generator=generator), [height, width])
-    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    for _ in range(8):
-        row, column, size, ratio = torch.rand(4, generator=generator).tolist()
-        inside = ((y - row) / (0.05 + 0.12 * size)) ** 2 + ((x - column) / (0.04 + 0.12 * ratio)) ** 2 < 1
-        image = torch.where(inside, 0.15 + 0.7 * torch.rand(3, 1, 1, generator=generator), image)
-    grain = F.gaussian_blur(torch.randn(1, height + 4, width + 4, generator=generator), [5, 5], [1.0, 1.0])
-    return (image + 0.06 * grain[:, 2:-2, 2:-2]).clamp(0.05, 0.92)
+    return tests_support.scene(seed, height, width)
 
 
 def warped(picture: torch.Tensor, matrix: list[list[float]]) -> torch.Tensor:

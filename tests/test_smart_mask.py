@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests_support import launch
+from tests_support import launch, scene
 from torchvision import tv_tensors
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as F
@@ -23,19 +23,6 @@ HEIGHT, WIDTH = 120, 160
 
 
 # Pictures
-
-
-def scene(seed: int, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
-    """A smooth background, some ellipses and a fine texture, ``(3, H, W)`` float32."""
-    generator = torch.Generator().manual_seed(seed)
-    image = 0.25 + 0.5 * F.resize(torch.rand(3, 4, 5, generator=generator), [height, width])
-    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    for _ in range(8):
-        row, column, size, ratio = torch.rand(4, generator=generator).tolist()
-        inside = ((y - row) / (0.05 + 0.12 * size)) ** 2 + ((x - column) / (0.04 + 0.12 * ratio)) ** 2 < 1
-        image = torch.where(inside, 0.15 + 0.7 * torch.rand(3, 1, 1, generator=generator), image)
-    grain = F.gaussian_blur(torch.randn(1, height + 4, width + 4, generator=generator), [5, 5], [1.0, 1.0])
-    return (image + 0.06 * grain[:, 2:-2, 2:-2]).clamp(0.05, 0.9)
 
 
 def bytes_of(picture: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import torch
+from torchvision.transforms.v2 import functional as F
 
 
 def launch(text: str, folder: Path, *arguments: str) -> int:
@@ -52,3 +53,16 @@ def picture(seed: int, height: int = 24, width: int = 24) -> torch.Tensor:
 def disc(size: int = 24) -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     return ((y - size // 2) ** 2 + (x - size // 2) ** 2) < (size // 4) ** 2
+
+
+def scene(seed: int, height: int = 120, width: int = 160) -> torch.Tensor:
+    """A smooth background, some ellipses and a fine texture, ``(3, H, W)`` float32, well inside of 0..1."""
+    generator = torch.Generator().manual_seed(seed)
+    image = 0.25 + 0.5 * F.resize(torch.rand(3, 4, 5, generator=generator), [height, width])
+    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    for _ in range(8):
+        row, column, size, ratio = torch.rand(4, generator=generator).tolist()
+        inside = ((y - row) / (0.05 + 0.12 * size)) ** 2 + ((x - column) / (0.04 + 0.12 * ratio)) ** 2 < 1
+        image = torch.where(inside, 0.2 + 0.6 * torch.rand(3, 1, 1, generator=generator), image)
+    grain = F.gaussian_blur(torch.randn(1, height + 4, width + 4, generator=generator), [5, 5], [1.0, 1.0])
+    return (image + 0.05 * grain[:, 2:-2, 2:-2]).clamp(0.1, 0.85)
