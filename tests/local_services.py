@@ -45,7 +45,7 @@ class LocalServices:
         self.busy, self.busiest, self.delay = 0, 0, 0.0
         self.refused_paths = []
         self.output_size = None
-        self.drifts = True
+        self.drifts, self.moves = True, (0, 0)  # down and to the right, pixels of what was sent
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -79,6 +79,7 @@ class LocalServices:
             picture[hole] = stripes[hole]
         if self.drifts:
             picture = GAIN * picture + OFFSET
+        picture = np.roll(picture, self.moves, (0, 1))
         drawn = Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
         if self.output_size:
             drawn = drawn.resize(self.output_size)

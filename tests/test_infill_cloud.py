@@ -137,6 +137,25 @@ def test_a_batch_is_filled_with_what_the_service_drew_and_without_its_shift_of_c
         assert (1 - GAIN) * 0.5 > 10 / 255
 
 
+def test_a_service_that_moves_the_whole_picture_is_moved_back(service):
+    service.moves = (2, -3)
+    image, mask, samples = request(2, height=96, width=128)
+    filled = make("automatic", service).generate_infill(image, mask, CAT, samples=samples)
+    kept = ~mask.expand_as(image)
+    assert torch.equal(filled[kept], image[kept])
+    for i in range(2):
+        seen = next(each for each in service.seen if same_hole(each.hole, mask[i]))
+        wanted, moved = (
+            torch.nn.functional.interpolate(
+                torch.from_numpy(drawn).permute(2, 0, 1).float()[None], size=(96, 128), mode="bilinear", antialias=True
+            )[0][:, inner(mask[i])]
+            for drawn in (drawn_stripes(seen), np.roll(drawn_stripes(seen), service.moves, (0, 1)))
+        )
+        off = (filled[i][:, inner(mask[i])] - wanted).abs().mean()
+        assert off < 3 / 255
+        assert off < 0.5 * (moved - wanted).abs().mean()
+
+
 def drawn_stripes(seen):
     return stripes_like(seen.image.shape, zlib.crc32(f"{seen.fields.get('seed')} {seen.fields.get('prompt')}".encode()))
 

@@ -19,6 +19,7 @@ from infill_aug.infill import load_backend
 from infill_aug.infill.backend import BackendUnavailableError, PartialInfillError, SampleContext
 from infill_aug.infill.diffusers.backend import run_pipeline
 from infill_aug.infill.diffusers.families import family_of, schedule_length, working_size
+from infill_aug.infill.push_pull import push_pull
 
 # What numpy and the hub's client say of lines of the library.
 pytestmark = [
@@ -92,6 +93,24 @@ def test_every_family_fills_by_the_class_that_fits_its_own_mask_alike_alone_and_
         assert torch.equal(alone[0], together[i])
     other = backend.generate_infill(image[:1], mask[:1], CAT, samples=[SampleContext("0", 1)])
     assert not torch.equal(other[0], together[0])
+
+
+@pytest.mark.parametrize("run", ["sd_img2img", "instruct_pix2pix", "kontext_edit"])
+def test_of_what_a_pipeline_without_masks_drew_only_the_hole_is_left(run, stored):
+    backend = make(stored, run)
+    image, mask, samples = request(2, 33, 50)
+    options = dict(backend.model_config(CAT).options)
+    with torch.no_grad():
+        fills = run_pipeline(
+            backend.network(torch.device("cpu")),
+            image.masked_fill(mask, 0),
+            mask,
+            options,
+            [each.seed for each in samples],
+        )
+    kept = ~mask.expand_as(image)
+    assert torch.equal(fills[kept], image[kept])
+    assert not torch.equal(fills[~kept], push_pull(image.masked_fill(mask, 0), mask)[~kept])
 
 
 @pytest.mark.parametrize("run", RUNS)
