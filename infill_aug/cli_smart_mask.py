@@ -180,7 +180,7 @@ def _process(
     height, width = result.mask.shape[-2:]
     report = result.reports[0]
     record.update(width=width, height=height, **report.as_dict(), seconds=time.perf_counter() - began)
-    if report.confidence < options.min_confidence:
+    if options.min_confidence and not report.confidence >= options.min_confidence:
         raise ValueError(f"confidence {report.confidence:.2f} is below {options.min_confidence}: nothing was written")
     for path in targets.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def _named(name: str | None, stem: str) -> str | None:
 
 def _protected(options: Any, original: Path) -> Any:
     """What stays: ``None``, a file, boxes, or where there are several, one mask of all."""
-    from PIL import Image, ImageChops, ImageDraw
+    from PIL import Image, ImageChops, ImageDraw, ImageOps
 
     files = [_named(each, original.stem) for each in options.protect if isinstance(each, str)]
     boxes = [each for each in options.protect if not isinstance(each, str)]
@@ -220,7 +220,7 @@ def _protected(options: Any, original: Path) -> Any:
         return boxes or None
     if len(files) == 1 and not boxes:
         return files[0]
-    masks = [Image.open(file).convert("L") for file in files if file]
+    masks = [ImageOps.exif_transpose(Image.open(file)).convert("L") for file in files if file]
     if len({mask.size for mask in masks}) > 1:
         raise ValueError(f"masks to protect by must have one size, got {[mask.size for mask in masks]}")
     together = functools.reduce(ImageChops.lighter, masks)

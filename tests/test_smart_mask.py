@@ -843,3 +843,59 @@ def test_a_shift_seen_in_a_preview_is_measured_again_at_full_size():
     assert full.composite[:, :200].equal(original[:, :200])
     inside = slice(350, 550), slice(450, 750)
     assert full.composite[:, *inside].equal(edited[:, 352:552, 453:753])
+
+
+def test_a_hint_costs_nothing_of_the_edit_on_a_picture_larger_than_the_copy():
+    original = scene(7, 900, 1200)
+    area = ellipse(size=(900, 1200))
+    edited = recoloured(original, area)
+    mask = SmartMask()(original, edited, mask_hint=area).mask[0]
+    assert (mask[area] >= 0.5).float().mean() > 0.995
+    assert mask[~area].max() == 0
+
+
+@pytest.mark.parametrize("gain", [(0.85, 0.85, 0.85), (0.95, 0.9, 0.8)])
+def test_the_drift_of_a_grey_picture_does_not_colour_the_edit(gain):
+    original = scene(8).mean(dim=0, keepdim=True).expand(3, -1, -1)
+    wanted = torch.where(ellipse(), torch.tensor([0.2, 0.3, 0.8]).view(3, 1, 1), original)
+    result = SmartMask()(original, wanted * torch.tensor(gain).view(3, 1, 1) + 0.04)
+    assert (result.composite[:, 62, 70] - wanted[:, 62, 70]).abs().max() < 6 / 255
+
+
+def test_a_service_that_gives_another_picture_is_not_trusted_whatever_the_hint():
+    original, hint = scene(9), ellipse()
+    smart = SmartMask(whole_hint=True)
+    result = smart(original, 1 - original, mask_hint=hint)
+    assert result.confidence < 0.5
+    assert "outside of the hint" in result.note
+    assert smart(original, recoloured(original, hint), mask_hint=hint).confidence > 0.9
+
+
+def test_an_edit_that_lies_where_it_may_not_be_is_said_so():
+    original, edited = pair(10)
+    result = SmartMask()(original, edited, protect=grown(EDIT, 6))
+    assert result.mask.max() == 0
+    assert result.confidence < 0.5
+    assert "protected" in result.note
+
+
+def test_notes_are_said_once_also_with_a_reused_decision():
+    original, edited = scene(11).mean(dim=0, keepdim=True), scene(11)
+    smart = SmartMask()
+    full = smart(original, edited, decision=smart.preview(original, edited, side=80).decision)
+    assert full.note.count("grey") == 1
+
+
+def test_decisions_and_options_of_another_kind_are_refused():
+    original, edited = pair(12)
+    known = SmartMask.preset("difference")
+    with pytest.raises(ValueError, match="another kind"):
+        SmartMask()(original, edited, decision=known(original, edited).decision)
+    with pytest.raises(ValueError, match="another kind"):
+        SmartMask()(original, edited, decision=SmartMask(whole_hint=True)(original, edited, mask_hint=EDIT).decision)
+    with pytest.raises(ValueError, match="takes no decision"):
+        known(original, edited, decision=SmartMask()(original, edited).decision)
+    with pytest.raises(ValueError, match=r"takes resize only, got \['regions'\]"):
+        SmartMask.preset("difference", regions=1)
+    with pytest.raises(ValueError, match="side must be an integer of 1 or more"):
+        SmartMask().preview(original, edited, side=0)

@@ -39,8 +39,11 @@ def area_of(area: Any, count: int, size: tuple[int, int], device: torch.device, 
     if isinstance(area, list | tuple):
         mask = torch.zeros(1, 1, height, width, dtype=torch.bool, device=device)
         for box in area:
-            if len(box) != 4 or not all(math.isfinite(float(v)) for v in box):
-                raise ValueError(f"a box of {name} is (left, top, right, bottom) in pixels, got {box!r}")
+            numbers = isinstance(box, list | tuple | Tensor | np.ndarray) and len(box) == 4
+            if not numbers or not all(math.isfinite(float(v)) for v in box):
+                raise ValueError(
+                    f"a box of {name} is (left, top, right, bottom) in pixels, and boxes come in a list, got {box!r}"
+                )
             left, top, right, bottom = (float(v) for v in box)
             if left >= right or top >= bottom:
                 raise ValueError(f"a box of {name} is (left, top, right, bottom), the last two larger, got {box!r}")
@@ -52,8 +55,12 @@ def area_of(area: Any, count: int, size: tuple[int, int], device: torch.device, 
             picture.load()
             area = ImageOps.exif_transpose(picture)
     if isinstance(area, PILImage.Image):
+        if "A" in area.getbands():
+            raise ValueError(f"{name} is a picture with alpha, of which none is 1 = change; pass one channel of it")
         area = np.array(area.convert("L"))
     mask = torch.as_tensor(area, device=device)
+    deep = mask.dtype == torch.uint16
+    mask = mask.int() if deep else mask  # torch has few operations for it
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim == 3 and mask.shape[0] == 1:
@@ -65,7 +72,7 @@ def area_of(area: Any, count: int, size: tuple[int, int], device: torch.device, 
         )
     if mask.dtype != torch.bool:
         low, high = (float(v) for v in mask.aminmax())
-        most = 255 if not mask.is_floating_point() and high > 1 else 1
+        most = 1 if mask.is_floating_point() or high <= 1 else 65535 if deep and high > 255 else 255
         if not (low >= 0 and high <= most):  # also where there is NaN
             raise ValueError(f"{name} must hold 0..1, or 0..255 as integers, got values from {low:.4g} to {high:.4g}")
         mask = mask >= most / 2

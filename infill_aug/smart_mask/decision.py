@@ -29,6 +29,8 @@ _REDRAWN = 4.0  # CIEDE2000 units: a noise of that size is no noise, the picture
 _TAIL = 4.0  # times a low quantile of the ratio
 _CUT = 1.5 / 255
 _MOST_REPORTED = 16
+_HOPELESS = 0.05  # confidence
+_REDRAWN_NOTE = "the whole picture was changed; no part is left to compare with"
 _UNIT = "times the noise"
 
 
@@ -42,6 +44,7 @@ class Decision:
         allowed: ``(1, h, w)`` bool, where the edit may be; ``None``: anywhere.
         report: of the picture, in pixels of ``size``.
         size: height and width of the pictures that were decided on.
+        of_hint: whether all of a hint is the mask, so that there is no outline.
     """
 
     alignment: Alignment
@@ -49,6 +52,7 @@ class Decision:
     allowed: Tensor | None
     report: PictureReport
     size: tuple[int, int]
+    of_hint: bool = False
 
     def at(self, size: tuple[int, int]) -> Decision:
         """The same decision on pictures of another size: its report is in their pixels."""
@@ -105,10 +109,9 @@ def decide(
     threshold = change_threshold(ratio, max(LEAST, _TAIL * float(sample.quantile(_LOW))))
     if float(difference.flatten()[:: max(1, difference.numel() // 20_000)].quantile(_LOW)) > _REDRAWN:
         # No part of the picture is left to tell noise from edit by.
-        everywhere = torch.ones_like(ratio, dtype=torch.bool)
-        free = everywhere if allowed is None else everywhere & allowed[0]
+        free = torch.ones_like(ratio, dtype=torch.bool) if allowed is None else allowed[0]
         selection = select_regions(free, difference, regions)
-        confidence, note = 0.05, "the whole picture was changed; no part is left to compare with"
+        confidence, note = _HOPELESS, _REDRAWN_NOTE
     else:
         says = ratio.div(threshold).log().clamp(-_OUTSIDE, _INSIDE)
         if hint is not None:
@@ -119,7 +122,7 @@ def decide(
         area = inside > 0.5 if allowed is None else (inside > 0.5) & allowed[0]
         selection = select_regions(area, ratio.div(threshold).log1p(), regions)
         confidence = _confidence(selection, ratio, threshold, inside)
-        note = _note(selection, alignment)
+        note = _note(selection, alignment, ratio > threshold, allowed)
     mask = selection.mask.to(original.device)
     outline = fit_outline(mask, original, edited) if bool(mask.any()) else None
     report = PictureReport(
@@ -144,12 +147,14 @@ def decide_hinted(original: Tensor, edited: Tensor, size: tuple[int, int], hint:
         hint: ``(1, h, w)`` bool.
 
     Returns:
-        The decision; its confidence is the share of the rest that changed by no more than noise.
+        The decision; its confidence is high where the rest stayed what it was.
     """
     alignment = align(original, edited, ~hint, size)
-    ratio, _ = change_evidence(original, _comparable(original, edited, alignment), ~hint)
-    rest = ratio[~hint[0]]
-    confidence = float((rest <= LEAST).float().mean()) if len(rest) else 1.0
+    ratio, difference = change_evidence(original, _comparable(original, edited, alignment), ~hint)
+    rest, seen = ratio[~hint[0]], difference[~hint[0]]
+    confidence = float((rest <= 2 * LEAST).float().mean()) if len(rest) else 1.0
+    if len(seen):  # in units of what is seen too: of another picture all would be noise
+        confidence /= 1 + (float(seen.median()) / _REDRAWN) ** 2
     report = PictureReport(
         threshold=LEAST,
         unit=_UNIT,
@@ -157,8 +162,9 @@ def decide_hinted(original: Tensor, edited: Tensor, size: tuple[int, int], hint:
         confidence=round(confidence, 4),
         share=float(hint.float().mean()),
         **_drift(alignment, size),  # type: ignore[arg-type]
+        note="" if confidence > 0.5 else "most of what is outside of the hint was changed too",
     )
-    return Decision(alignment, None, None, report, size)
+    return Decision(alignment, None, None, report, size, of_hint=True)
 
 
 def _comparable(original: Tensor, edited: Tensor, alignment: Alignment) -> Tensor:
@@ -183,7 +189,7 @@ def _confidence(selection: Selection, ratio: Tensor, threshold: float, inside: T
     """0..1: how clearly the edit stands out, how sure the outline is, and how far the other regions are behind."""
     mask = selection.mask.to(ratio.device)
     if not bool(mask.any()):
-        return 1.0 if float((ratio > threshold).float().mean()) < 0.01 else 0.5
+        return 1.0 if float((ratio > threshold).float().mean()) < 0.01 else 0.4
     strong = ratio > threshold
     filled = float(strong[mask].float().mean())
     leak = float(strong[~mask].float().mean()) if not bool(mask.all()) else 0.0
@@ -194,16 +200,19 @@ def _confidence(selection: Selection, ratio: Tensor, threshold: float, inside: T
     left = [e for e, t in zip(selection.evidence, selection.taken, strict=True) if not t]
     ahead = 1 - max(left, default=0.0) / min(kept)
     wide = min(1.0, max(0.0, (0.9 - share) / 0.4))
-    factors = (filled, 1 - min(1.0, 3 * leak), sure, 0.7 + 0.3 * max(0.0, ahead), wide)
+    even = min(1.0, 5 * min(kept) / max(kept))  # a small region beside a large one may be a side effect
+    factors = (filled, 1 - min(1.0, 3 * leak), sure, 0.7 + 0.3 * max(0.0, ahead), 0.85 + 0.15 * even, wide)
     return math.prod(factors)
 
 
-def _note(selection: Selection, alignment: Alignment) -> str:
+def _note(selection: Selection, alignment: Alignment, strong: Tensor, allowed: Tensor | None) -> str:
     if selection.mask.any():
         return ""
+    if allowed is not None and bool((strong & ~allowed[0]).any()):
+        return "no edit was found where it may be: what changed lies outside of the hint, or is protected"
     if alignment.drifts or alignment.moves:
         return "no local edit was found: colours or position of the whole picture changed, and nothing else"
-    return "no edit was found: what differs is noise" if selection.taken else "no edit was found"
+    return "no edit was found: what differs is noise"
 
 
 def _described(selection: Selection, original: Tensor, edited: Tensor, size: tuple[int, int]) -> tuple[Region, ...]:

@@ -24,6 +24,7 @@ from infill_aug.smart_mask.pictures import Pair, pair_of
 from infill_aug.smart_mask.result import PictureReport, SmartMaskResult
 
 _PRESETS = ("default", "difference")
+_DEFAULTS = {"regions": None, "whole_hint": False, "harmonize": True}
 
 
 class SmartMask:
@@ -35,7 +36,8 @@ class SmartMask:
     A picture of a batch is treated as it would be alone.
 
     Args:
-        regions: at most so many connected regions, the ones of most evidence; ``None``: as many as the evidence says.
+        regions: so many connected regions, the ones of most evidence, if so many differ; ``None``: as many as the
+            evidence says.
         whole_hint: all of ``mask_hint`` is the edit, as where a service was to fill a hole; else it lies somewhere in
             it.
         harmonize: take the edit with motion and drift undone, so that it fits what is around it; ``False``: its pixels
@@ -85,6 +87,10 @@ class SmartMask:
         """
         if name not in _PRESETS:
             raise ValueError(f"preset must be one of {_PRESETS}, got {name!r}")
+        if name == "difference" and not set(options) <= {"resize"}:
+            options = {key: value for key, value in options.items() if value != _DEFAULTS.get(key)}
+            if set(options) - {"resize"}:
+                raise ValueError(f"the preset 'difference' takes resize only, got {sorted(options)}; use the default")
         return (_Difference if name == "difference" else cls)(**options)
 
     @torch.no_grad()
@@ -133,6 +139,8 @@ class SmartMask:
             TypeError: as in ``__call__``.
             ValueError: as in ``__call__``.
         """
+        if not is_integer(side, 1):
+            raise ValueError(f"side must be an integer of 1 or more, in pixels, got {side!r}")
         return self._run(pair_of(original, edited, resize=self.resize), mask_hint, protect, None, side)
 
     def _run(self, pair: Pair, mask_hint: Any, protect: Any, decision: Any, side: int | None) -> SmartMaskResult:
@@ -153,31 +161,32 @@ class SmartMask:
             for place in range(count)
         ]  # fmt: skip
         masks, planes, decisions = zip(*results, strict=True)
-        note = " ".join(f"{each}." for each in pair.notes)
-        decisions = tuple(
-            dataclasses.replace(each, report=dataclasses.replace(each.report, note=_joined(each.report.note, note)))
+        reports = tuple(
+            dataclasses.replace(each.report, note="; ".join(filter(None, (each.report.note, *pair.notes))))
             for each in decisions
         )
         mask = torch.stack(masks) if count > 1 else masks[0][None] if pair.batched else masks[0]
         # Not stacked where there is one: of a hundred megapixels a copy is 300 MB.
         composite = pair.pack(torch.stack(planes) if count > 1 else planes[0][None])
-        return SmartMaskResult(mask, composite, tuple(each.report for each in decisions), decisions)
+        return SmartMaskResult(mask, composite, reports, tuple(decisions))
 
     def _one(
         self, pair: Pair, place: int, hint: Tensor | None, kept: Tensor | None, decision: Decision | None
     ) -> tuple[Tensor, Tensor, Decision]:
         """Mask, composite planes and decision of one picture."""
-        allowed = None if hint is None else hint
+        allowed, soft = hint, None
         if kept is not None:
             allowed = ~kept if allowed is None else allowed & ~kept
         size = (pair.original.shape[-2], pair.original.shape[-1])
         if decision is None:
-            decision = self._decide(pair, place, hint, allowed)
-        elif decision.size != size:
-            decision = self._settled(pair, place, decision.at(size))
-        soft = None
-        if decision.allowed is not None:
-            soft = _grown(decision.allowed, pair.original.shape[-2:])
+            decision = self._decide(pair, place, hint, kept, allowed)
+        else:
+            if decision.report.unit == "%" or (decision.of_hint != self.whole_hint and decision.report.share > 0):
+                raise ValueError("the decision is of a smart mask of another kind; use the one that made it")
+            if decision.allowed is not None:
+                soft = _grown(decision.allowed, pair.original.shape[-2:])
+            if decision.size != size:
+                decision = self._settled(pair, place, decision.at(size))
         if allowed is not None:
             soft = allowed.float() if soft is None else soft * allowed
         if kept is not None and not self.whole_hint:
@@ -188,9 +197,11 @@ class SmartMask:
         report = dataclasses.replace(decision.report, share=round(float(mask.mean()), 6))
         return mask, planes, dataclasses.replace(decision, report=report)
 
-    def _decide(self, pair: Pair, place: int, hint: Tensor | None, allowed: Tensor | None) -> Decision:
+    def _decide(
+        self, pair: Pair, place: int, hint: Tensor | None, kept: Tensor | None, allowed: Tensor | None
+    ) -> Decision:
         size = (pair.original.shape[-2], pair.original.shape[-1])
-        if bool(torch.equal(pair.original[place], pair.edited[place])):
+        if torch.equal(pair.original[place], pair.edited[place]):
             report = PictureReport(0.0, "", (), 1.0, 0.0, note="the pictures are identical")
             return Decision(Alignment.none(), None, allowed, report, size)
         small = _fitted(size, SIDE)
@@ -200,9 +211,14 @@ class SmartMask:
             assert hint is not None
             decision = decide_hinted(original, edited, size, hint)
         else:
+            # A pixel of the small copy that is partly in the hint may be edit: the hint itself cuts at full size. At
+            # another size there is only what is kept of it here, which is never too much.
+            free = hint
+            if kept is not None:
+                free = ~_shrunk(kept[None], small)[0] if free is None else free & ~_shrunk(kept[None], small)[0]
+            decision = decide(original, edited, size, hint=hint, allowed=free, regions=self.regions)
             if allowed is not None:
-                allowed = ~_shrunk(~allowed[None], small)[0]
-            decision = decide(original, edited, size, hint=hint, allowed=allowed, regions=self.regions)
+                decision = dataclasses.replace(decision, allowed=~_shrunk(~allowed[None], small)[0])
         return decision if small == size else self._settled(pair, place, decision)
 
     def _settled(self, pair: Pair, place: int, decision: Decision) -> Decision:
@@ -229,8 +245,8 @@ class _Difference(SmartMask):
         self, pair: Pair, place: int, hint: Tensor | None, kept: Tensor | None, decision: Decision | None
     ) -> tuple[Tensor, Tensor, Decision]:
         mask, regions = difference_mask(pair.rgb(pair.original[place]), pair.rgb(pair.edited[place]))
-        if self.regions is not None and sum(region.taken for region in regions) > self.regions:
-            raise ValueError("the preset 'difference' cannot be told a number of regions; use the default")
+        if decision is not None:
+            raise ValueError("the preset 'difference' decides at full size, and takes no decision; leave it out")
         for area in (hint, None if kept is None else ~kept):
             mask = mask if area is None else mask * area
         report = PictureReport(10.0, "%", regions, math.nan, round(float(mask.mean()), 6))
@@ -282,7 +298,3 @@ def _as_list(decision: Any, count: int) -> list[Decision] | None:
     if len(given) != count:
         raise ValueError(f"{len(given)} decision(s) for {count} picture(s); pass one for each")
     return given
-
-
-def _joined(*notes: str) -> str:
-    return " ".join(note for note in notes if note)
