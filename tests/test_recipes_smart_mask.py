@@ -77,16 +77,13 @@ def test_a_zip_in_the_layout_of_oxford_pets_gives_what_a_folder_in_that_of_ecssd
     assert measured(tmp_path, data) == tables
 
 
-def test_the_test_split_is_made_of_the_other_pictures(pictures, tables, tmp_path):
+def test_the_curve_has_a_row_for_each_strength_and_the_test_split_other_pictures(pictures, tmp_path):
     for path in pictures.rglob("*.*"):  # with the pictures of the other split unreadable
         target = tmp_path / path.relative_to(pictures)
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes() if int(path.stem) % 2 else b"no picture")
-    assert measured(tmp_path, tmp_path, "--split", "test") != tables
-
-
-def test_the_curve_has_a_row_for_each_strength_and_is_drawn(pictures, tmp_path):
-    _, *rows = measured(tmp_path, pictures, "--curve", "curve.png", "--jobs", "2")["default: success % / IoU"]
+    found = measured(tmp_path, tmp_path, "--split", "test", "--curve", "curve.png", "--jobs", "2")
+    _, *rows = found["default: success % / IoU"]
     assert [row[0] for row in rows] == ["0", "0.5", "1", "1.5", "2", "3", "4", "all"]
     with Image.open(tmp_path / "curve.png") as drawn:
         assert drawn.size == (900, 360)

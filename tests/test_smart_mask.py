@@ -192,7 +192,7 @@ DISTURBED = st.lists(st.sampled_from(["drift", "shift", "noise", "other"]), uniq
 # Kept pixels
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(form=st.sampled_from(sorted(FORMS)), seed=st.integers(0, 10**6), height=SIDES, width=SIDES, artefacts=DISTURBED,
        harmonize=st.booleans())  # fmt: skip
 def test_kept_pixels_are_the_originals_bit_for_bit(form, seed, height, width, artefacts, harmonize):
