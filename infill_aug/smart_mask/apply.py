@@ -9,6 +9,8 @@ from torch import Tensor
 
 from infill_aug.functional.alignment import Alignment, aligned_part
 from infill_aug.functional.composite import composite
+from infill_aug.functional.drift import coloured
+from infill_aug.functional.motion import moved_part
 from infill_aug.smart_mask.decision import Decision
 from infill_aug.smart_mask.outline import difference_of, outline_mask
 from infill_aug.smart_mask.pictures import Pair
@@ -97,14 +99,10 @@ def _harmonized(
     pair: Pair, edited: Tensor, alignment: Alignment, top: int, bottom: int, left: int, right: int
 ) -> Tensor:
     """Planes of the edited picture with motion undone, and the drift of the colours where they are grey or RGB."""
-    still = Alignment(alignment.motion, Alignment.none().colours)
-    moved = aligned_part(lambda part: unit(edited[part]), edited.shape[-2:], still, top, bottom, left, right)
+    moved = moved_part(lambda cut: unit(edited[cut]), edited.shape[-2:], alignment.motion, top, bottom, left, right)
     if not alignment.drifts or not pair.plain:
         return moved
-    colours = Alignment(Alignment.none().motion, alignment.colours)
-    shown = moved[: pair.colours].expand(3, -1, -1)
-    size = shown.shape[-2:]
-    mended = aligned_part(lambda part: shown[part], size, colours, 0, size[0], 0, size[1])
+    mended = coloured(moved[: pair.colours].expand(3, -1, -1), alignment.colours)
     mended = mended.mean(dim=0, keepdim=True) if pair.colours == 1 else mended
     return torch.cat([mended, moved[pair.colours :]])
 

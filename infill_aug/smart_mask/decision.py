@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from infill_aug.functional.alignment import Alignment, align, aligned
+from infill_aug.functional.alignment import Alignment, align
 from infill_aug.functional.difference import ciede2000, srgb_to_lab
 from infill_aug.functional.drift import coloured
 from infill_aug.functional.motion import has_source
+from infill_aug.functional.motion import moved as moved_whole
 from infill_aug.smart_mask.evidence import change_evidence
 from infill_aug.smart_mask.outline import Outline, fit_outline
 from infill_aug.smart_mask.regions import Selection, select_regions
@@ -173,9 +174,11 @@ def _comparable(original: Tensor, edited: Tensor, alignment: Alignment) -> Tenso
     That is where a motion brought in what lay outside of it, and where a drift cut off a channel: at the end of its
     range it says that it was there or beyond, and where the original was just so, nothing differs.
     """
-    moved = aligned(edited, Alignment(alignment.motion, Alignment.none().colours))
     if alignment.moves:
+        moved = moved_whole(edited, alignment.motion)
         moved = torch.where(has_source(moved.shape[-2:], alignment.motion, moved.device), moved, original)
+    else:
+        moved = edited
     if not alignment.drifts:
         return moved
     mended = coloured(moved, alignment.colours)

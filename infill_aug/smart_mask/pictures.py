@@ -49,6 +49,11 @@ class Pair:
     _pack: Callable[[Tensor], Any] = field(default=lambda planes: planes, repr=False)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.original.shape[-2], self.original.shape[-1]
+
+    @property
     def plain(self) -> bool:
         """Whether the colours are grey or RGB, and not of another space."""
         return not self._space

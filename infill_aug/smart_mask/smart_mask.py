@@ -144,7 +144,7 @@ class SmartMask:
         return self._run(pair_of(original, edited, resize=self.resize), mask_hint, protect, None, side)
 
     def _run(self, pair: Pair, mask_hint: Any, protect: Any, decision: Any, side: int | None) -> SmartMaskResult:
-        count, size = len(pair.original), (pair.original.shape[-2], pair.original.shape[-1])
+        count, size = len(pair.original), pair.size
         device = pair.original.device
         hint = None if mask_hint is None else area_of(mask_hint, count, size, device, "mask_hint")
         kept = None if protect is None else area_of(protect, count, size, device, "protect")
@@ -177,7 +177,7 @@ class SmartMask:
         allowed, soft = hint, None
         if kept is not None:
             allowed = ~kept if allowed is None else allowed & ~kept
-        size = (pair.original.shape[-2], pair.original.shape[-1])
+        size = pair.size
         if decision is None:
             decision = self._decide(pair, place, hint, kept, allowed)
         else:
@@ -200,7 +200,7 @@ class SmartMask:
     def _decide(
         self, pair: Pair, place: int, hint: Tensor | None, kept: Tensor | None, allowed: Tensor | None
     ) -> Decision:
-        size = (pair.original.shape[-2], pair.original.shape[-1])
+        size = pair.size
         if torch.equal(pair.original[place], pair.edited[place]):
             report = PictureReport(0.0, "", (), 1.0, 0.0, note="the pictures are identical")
             return Decision(Alignment.none(), None, allowed, report, size)
@@ -215,7 +215,8 @@ class SmartMask:
             # another size there is only what is kept of it here, which is never too much.
             free = hint
             if kept is not None:
-                free = ~_shrunk(kept[None], small)[0] if free is None else free & ~_shrunk(kept[None], small)[0]
+                spared = ~_shrunk(kept[None], small)[0]
+                free = spared if free is None else free & spared
             decision = decide(original, edited, size, hint=hint, allowed=free, regions=self.regions)
             if allowed is not None:
                 decision = dataclasses.replace(decision, allowed=~_shrunk(~allowed[None], small)[0])
@@ -225,7 +226,7 @@ class SmartMask:
         """The decision, its shift measured again at full size, where nothing was edited."""
         if not decision.alignment.moves:
             return decision
-        size = (pair.original.shape[-2], pair.original.shape[-1])
+        size = pair.size
         worth = steepness(_small_unit(pair, pair.original[place], _fitted(size, SIDE)))
         if decision.outline is not None:
             reach = nnf.interpolate(decision.outline.reach, size=worth.shape, mode="nearest")[0, 0]
@@ -244,13 +245,13 @@ class _Difference(SmartMask):
     def _one(
         self, pair: Pair, place: int, hint: Tensor | None, kept: Tensor | None, decision: Decision | None
     ) -> tuple[Tensor, Tensor, Decision]:
-        mask, regions = difference_mask(pair.rgb(pair.original[place]), pair.rgb(pair.edited[place]))
         if decision is not None:
             raise ValueError("the preset 'difference' decides at full size, and takes no decision; leave it out")
+        mask, regions = difference_mask(pair.rgb(pair.original[place]), pair.rgb(pair.edited[place]))
         for area in (hint, None if kept is None else ~kept):
             mask = mask if area is None else mask * area
         report = PictureReport(10.0, "%", regions, math.nan, round(float(mask.mean()), 6))
-        size = (pair.original.shape[-2], pair.original.shape[-1])
+        size = pair.size
         decision = Decision(Alignment.none(), None, None, report, size)
         return mask, composite_planes(pair.original[place], pair.edited[place], mask), decision
 
@@ -262,8 +263,7 @@ def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _small_unit(pair: Pair, planes: Tensor, size: tuple[int, int]) -> Tensor:
     """``(3, h, w)`` float32 in 0..1."""
-    small = pair.rgb(_resized(planes, size))
-    return small.float() / 255 if small.dtype == torch.uint8 else small
+    return unit(pair.rgb(_resized(planes, size)))
 
 
 def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
